@@ -1,0 +1,1 @@
+"""Reference against what a user would pick instead: commands that print figures."""

@@ -1,0 +1,348 @@
+"""The command line. Light: nothing here imports torch, and textual only when a screen is opened."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dojo import catalogue, plain
+from dojo.catalogue import BadBrief, UnknownKata
+from dojo.places import practice_file, room_file, shown
+
+PASSED, REJECTED, USAGE = 0, 1, 2
+EPILOG = """\
+commands (python runner.py COMMAND --help tells more):
+  KATA            practise: a blank stub, a clock, a verdict at each save
+  list            all katas                  show KATA      statement and rules
+  hint KATA       the next hint              solution KATA  the reference
+  reset KATA      the blank stub again       history [KATA] what you did, and files put aside
+  check [KATA]    do the rooms agree?        doctor         what works on this machine
+"""
+
+
+class Refused(Exception):
+    """Bad input: the message goes to the person, the exit code is 2."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0 passed, 1 rejected, 2 usage or environment."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return run(argv)
+    except (Refused, UnknownKata, BadBrief) as wrong:
+        print(f"runner.py: {wrong}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nstopped; your file is where it was", file=sys.stderr)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return USAGE
+    except OSError as wrong:
+        print(f"runner.py: {wrong}", file=sys.stderr)
+    except RuntimeError as wrong:
+        if type(wrong).__name__ not in ("StoreUnusable", "JudgeUnavailable"):
+            raise
+        print(f"runner.py: {wrong}", file=sys.stderr)
+    return USAGE
+
+
+def run(argv: list[str]) -> int:
+    if not argv:
+        return front_page()
+    word = argv[0]
+    if word in COMMANDS:
+        return COMMANDS[word](argv[1:])
+    if word in ("-h", "--help"):
+        practise_parser().print_help()
+        return 0
+    if not word.startswith("-") and word not in catalogue.names():
+        meant = catalogue.nearest(word, catalogue.names()) or catalogue.nearest(word, tuple(COMMANDS))
+        hint = f" Did you mean {meant!r}?" if meant else ""
+        raise Refused(f"there is no kata or command {word!r}.{hint} All katas: python runner.py list")
+    return practise(argv)
+
+
+# --- practising -------------------------------------------------------------------------------------
+
+
+def practise_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "runner.py", usage="runner.py [KATA] [options] | runner.py COMMAND", epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("kata", help="the kata to practise")
+    parser.add_argument("--timed", action="store_true", help="against the clock: par is the limit")
+    parser.add_argument(
+        "--continue", dest="resume", action="store_true", help="keep the file and go on with the open attempt"
+    )
+    parser.add_argument("--edit", action="store_true", help="open $VISUAL or $EDITOR on the file")
+    parser.add_argument(
+        "--once", action="store_true", help="one confirmed verdict as text; exit code 0 passed, 1 rejected"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one verdict as a JSON object (docs/verdict.schema.json)"
+    )
+    parser.add_argument(
+        "--file", type=Path, metavar="PATH", help="judge this file instead of the one in practice/"
+    )
+    return parser
+
+
+def practise(argv: list[str]) -> int:
+    asked = practise_parser().parse_args(argv)
+    brief = catalogue.brief(asked.kata)
+    if asked.file is not None and not asked.file.is_file():
+        raise Refused(f"--file {asked.file}: there is no such file")
+    screen = sys.stdin.isatty() and sys.stdout.isatty()
+    if asked.once or asked.json or asked.file is not None or not screen:
+        return once(brief, asked)
+    print(f"{brief.title} · {brief.tier} · par {brief.minutes} min", flush=True)
+    return session(brief, asked)
+
+
+def session(brief: catalogue.Brief, asked: argparse.Namespace) -> int:
+    """A session on the screen."""
+    from dojo.judge.client import Judge
+    from dojo.session import can_go_on, open_session
+    from dojo.store import Store
+
+    judge = Judge()  # torch is being imported while the screen is built
+    try:
+        store = Store()
+        running = store.open_attempt(brief.name)
+        resume = asked.resume or (can_go_on(running) and go_on(running))
+        opened = open_session(brief.name, store, timed=asked.timed, resume=resume)
+        from dojo.tui import run_session
+
+        return run_session(opened.session, judge, resumed=opened.resumed, kept=opened.kept, edit=asked.edit)
+    finally:
+        judge.close()
+
+
+def go_on(running: object) -> bool:
+    """Ask whether to go on with the open attempt. Enter means yes: the clock runs either way."""
+    left = (
+        ""
+        if running.limit_seconds is None
+        else f", {plain.clock(running.started + running.limit_seconds - _now())} left"
+    )
+    answer = input(f"An attempt from {plain.when(running.started)} is open{left}. Go on with it? [Y/n] ")
+    return answer.strip().lower() not in ("n", "no")
+
+
+def _now() -> float:
+    import time
+
+    return time.time()
+
+
+def once(brief: catalogue.Brief, asked: argparse.Namespace) -> int:
+    """One confirmed verdict, as text or JSON. The file in ``practice/`` is judged as it stands."""
+    from dojo.judge.client import Judge
+    from dojo.session import Session, write_stub
+    from dojo.store import Store
+
+    with Judge() as judge:
+        store, path = Store(), asked.file or practice_file(brief.name)
+        if not path.exists():
+            write_stub(brief.name)
+            if not asked.json:
+                print(plain.statement(brief))
+                print(
+                    f"\nThe blank stub is now in {shown(path)}. Write it there and run this again.\n",
+                    flush=True,
+                )
+        source = path.read_text(encoding="utf-8", errors="replace")
+        running = store.open_attempt(brief.name) if asked.file is None else None
+        if running:
+            attempt = Session(brief.name, store, running)
+            ruling = attempt.judge(judge)
+        else:
+            attempt = None
+            ruling = judge.judge(brief.name, path.resolve(), source, examples=store.examples(brief.name))
+            store.add_verdict(None, source, ruling.verdict)
+            store.add_examples(brief.name, ruling.examples)
+    found = ruling.verdict
+    if asked.json:
+        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+    else:
+        print(plain.verdict(found, brief))
+        if found.passed:
+            if attempt is not None and attempt.result:
+                print(plain.result(attempt.result))
+            print("\n" + plain.follow_ups(brief))
+    if found.outcome == "judge_error":
+        return USAGE
+    return PASSED if found.passed else REJECTED
+
+
+# --- the other commands -----------------------------------------------------------------------------
+
+
+def front_page() -> int:
+    print(plain.home(_attempts()))
+    return 0
+
+
+def list_(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser("runner.py list", description="All katas, the easiest first.")
+    parser.add_argument("--json", action="store_true", help="as a JSON list")
+    asked = parser.parse_args(argv)
+    attempts = _attempts()
+    if not asked.json:
+        print(plain.listing(attempts))
+        return 0
+    rows = []
+    for name in catalogue.names():
+        brief = catalogue.brief(name)
+        passed = [a.seconds for a in attempts.get(name, []) if a.outcome == "passed"]
+        rows.append({
+            "kata": name, "title": brief.title, "tier": brief.tier, "minutes": brief.minutes,
+            "lines": brief.lines, "parts": [p.title for p in brief.parts], "claims": len(brief.claims),
+            "attempts": len(attempts.get(name, [])), "best_seconds": min(passed) if passed else None,
+        })  # fmt: skip
+    print(json.dumps(rows, indent=2, ensure_ascii=False))
+    return 0
+
+
+def show(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser("runner.py show", description="The statement and the rules of a kata.")
+    parser.add_argument("kata")
+    parser.add_argument(
+        "--answers", action="store_true", help="the follow-up questions with strong answers and red flags"
+    )
+    asked = parser.parse_args(argv)
+    brief = catalogue.brief(asked.kata)
+    print(plain.answers(brief) if asked.answers else plain.statement(brief))
+    return 0
+
+
+def hint(argv: list[str]) -> int:
+    asked = _kata_alone("hint", "The next hint; it is recorded with the open attempt.", argv)
+    brief = catalogue.brief(asked.kata)
+    from dojo.session import Session
+    from dojo.store import Store
+
+    store = Store()
+    running = store.open_attempt(brief.name) or store.begin(brief.name, None)
+    session = Session(brief.name, store, running)
+    taken = session.next_hint()
+    if taken is None:
+        print(f"all {len(brief.hints)} hints are taken; the last: {brief.hints[-1]}")
+    else:
+        print(plain.wrapped(f"hint {taken[0]} of {len(brief.hints)}: {taken[1]}", "  ", ""))
+    return 0
+
+
+def solution(argv: list[str]) -> int:
+    asked = _kata_alone("solution", "The reference; an open attempt ends as given up.", argv)
+    brief = catalogue.brief(asked.kata)
+    from dojo.session import Session
+    from dojo.store import Store
+
+    store = Store()
+    running = store.open_attempt(brief.name)
+    if running is not None and sys.stdin.isatty():
+        answer = input("The open attempt ends as given up. Show the solution? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
+            return 0
+    if running is not None:
+        print(Session(brief.name, store, running).give_up())
+    else:
+        print(room_file("reference", brief.name).read_text(encoding="utf-8"))
+    return 0
+
+
+def reset(argv: list[str]) -> int:
+    asked = _kata_alone("reset", "Put the blank stub back; what was there is kept.", argv)
+    brief = catalogue.brief(asked.kata)
+    from dojo.session import put_aside, write_stub
+    from dojo.store import Store
+
+    kept = put_aside(brief.name, Store(), "reset")
+    path = write_stub(brief.name)
+    aside = (
+        f"; what was there is kept as number {kept}: python runner.py history {brief.name} --show {kept}"
+        if kept
+        else ""
+    )
+    print(f"{shown(path)} is the blank stub again{aside}")
+    return 0
+
+
+def history(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "runner.py history", description="What you did, and the files put aside."
+    )
+    parser.add_argument("kata", nargs="?")
+    parser.add_argument("--show", type=int, metavar="NUMBER", help="print a file that was put aside")
+    asked = parser.parse_args(argv)
+    if asked.kata is not None:
+        catalogue.brief(asked.kata)
+    from dojo.store import Store
+
+    store = Store()
+    kept = store.kept(asked.kata)
+    if asked.show is None:
+        print(plain.history(store.attempts(asked.kata), kept))
+        return 0
+    found = [k for k in kept if k["id"] == asked.show]
+    if not found:
+        raise Refused(f"--show {asked.show}: no file was put aside under that number")
+    print(found[0]["source"], end="")
+    return 0
+
+
+def check(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "runner.py check", description="Do the rooms agree? Tries the references and the mistakes."
+    )
+    parser.add_argument("katas", nargs="*", metavar="KATA", help="only these (default: all)")
+    parser.add_argument(
+        "--mistakes", action="store_true", help="the matrix: each mistake and every claim that refutes it"
+    )
+    asked = parser.parse_args(argv)
+    for name in asked.katas:
+        catalogue.brief(name)
+    from dojo.check import check_rooms, matrix
+
+    chosen = asked.katas or list(catalogue.names())
+    return (matrix if asked.mistakes else check_rooms)(chosen)
+
+
+def doctor(argv: list[str]) -> int:
+    argparse.ArgumentParser(
+        "runner.py doctor", description="What is installed, and what works here."
+    ).parse_args(argv)
+    from dojo.doctor import report
+
+    return report()
+
+
+def _kata_alone(command: str, description: str, argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(f"runner.py {command}", description=description)
+    parser.add_argument("kata")
+    return parser.parse_args(argv)
+
+
+def _attempts() -> dict[str, list]:
+    """Attempts by kata; nothing is created for someone who only looks."""
+    from dojo.places import store_file
+
+    if not store_file().exists():
+        return {}
+    from dojo.store import Store
+
+    found: dict[str, list] = {}
+    for attempt in Store().attempts():
+        if attempt.kata in catalogue.names():
+            found.setdefault(attempt.kata, []).append(attempt)
+    return found
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "list": list_, "show": show, "hint": hint, "solution": solution, "reset": reset, "history": history,
+    "check": check, "doctor": doctor,
+}  # fmt: skip

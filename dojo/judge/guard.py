@@ -1,0 +1,221 @@
+"""What holds a file on trial within bounds, in the child process.
+
+- ``limit_resources``: memory, CPU time, file size, no core files.
+- ``Guard``: watches torch calls, imports, opened files and started processes while the claims run, and
+  notes those that the person's code makes against the rules.
+- ``Seal``: a record of the callables that a verdict rests on; whatever replaced one of them is seen.
+
+None of this is proof against an attacker who knows it: the file shares the process. It ends every
+shortcut that a person takes by habit or for fun, and says which.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib.abc
+import importlib.machinery
+import math
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from dojo.catalogue import Brief
+from dojo.places import ROOMS, ROOT
+from dojo.rules import Broken
+
+STARTS_PROCESS = frozenset({
+    "subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system", "os.spawn",
+    "pty.spawn",
+})  # fmt: skip
+REACHES_OUT = frozenset(
+    {"socket.connect", "socket.bind", "os.kill", "os.killpg", "signal.pthread_kill", "ctypes.dlopen"}
+)
+
+
+def limit_resources(memory_gb: float, seconds: float) -> None:
+    """Bound this process. Does nothing for a limit that the platform lacks."""
+    try:
+        import resource
+    except ImportError:
+        return
+    bounds = {"RLIMIT_CPU": int(2 * seconds) + 5, "RLIMIT_FSIZE": 2**30, "RLIMIT_CORE": 0}
+    size = _address_space()
+    if size:
+        bounds["RLIMIT_AS"] = size + int(memory_gb * 2**30)
+    for name, bound in bounds.items():
+        kind = getattr(resource, name)
+        hard = resource.getrlimit(kind)[1]
+        bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+        resource.setrlimit(kind, (bound, hard))
+
+
+def _address_space() -> int:
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[0]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGESIZE")
+
+
+class Guard(TorchFunctionMode, importlib.abc.MetaPathFinder):
+    """Notes what the person's code does against the rules while it is active.
+
+    ``broken`` fills up as things happen; ``on_broken`` hears of each the first time. A forbidden torch
+    operation is noted and let through, so that the claims still tell what is wrong with the result;
+    a room, a process or a socket is refused with PermissionError.
+    """
+
+    def __init__(self, path: Path, brief: Brief, on_broken: Callable[[Broken], None]):
+        super().__init__()
+        self.path, self.brief, self.on_broken = str(path), brief, on_broken
+        self.forbidden = frozenset(brief.forbidden)
+        self.broken: set[Broken] = set()
+        self.armed = False
+        # Not the claims and the machinery: a warning or a traceback quotes their lines by opening them.
+        self.answers = tuple(str(ROOT / room) + os.sep for room in ("reference", "mistakes", "tests"))
+
+    def arm(self) -> None:
+        """Start watching. The audit hook cannot be taken away again: one process, one trial."""
+        sys.meta_path.insert(0, self)
+        sys.addaudithook(self.audit)
+        self.armed = True
+        self.__enter__()
+
+    def note(self, says: str) -> None:
+        broken = Broken(says, self.subject_line())
+        if broken not in self.broken:
+            self.broken.add(broken)
+            self.on_broken(broken)
+
+    def subject_line(self) -> int:
+        """The line of the person's file that is running, or 0 if none is on the stack."""
+        frame = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code.co_filename == self.path:
+                return frame.f_lineno
+            frame = frame.f_back
+        return 0
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "").split(".")[0]
+        if (name in self.forbidden or name.strip("_") in self.forbidden) and self.subject_line():
+            self.note(f"calls torch's {name}, which this kata forbids")
+        return func(*args, **(kwargs or {}))
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> None:
+        room, _, rest = name.partition(".")
+        allowed = room == "reference" and (not rest or rest.split(".")[0] in self.brief.builds_on)
+        if room in (*ROOMS, "dojo", "tests") and not allowed and self.subject_line():
+            self.note(f"imports {name}: the answer is to be written, not fetched")
+            raise PermissionError(f"{name} is not yours to import")
+        if name.split(".")[0] in self.brief.forbidden_imports and self.subject_line():
+            self.note(f"imports {name}, which is what this kata asks you to write")
+
+    def audit(self, event: str, args: tuple) -> None:
+        if not self.armed:
+            return
+        if event == "open":
+            where, mode = str(args[0]), str(args[1] or "r")
+            if where.startswith(str(ROOT)) and self.subject_line():
+                allowed = any(
+                    where.startswith(str(ROOT / "reference" / name)) for name in self.brief.builds_on
+                )
+                if (where.startswith(self.answers) and not allowed) or any(m in mode for m in "wax+"):
+                    self.note(f"opens {Path(where).relative_to(ROOT)}")
+                    raise PermissionError(f"{where} is not yours to open")
+        elif event in STARTS_PROCESS and self.subject_line():
+            self.note("starts a process")
+            raise PermissionError("a file on trial starts no processes")
+        elif event in REACHES_OUT and self.subject_line():
+            self.note(f"reaches out of its process ({event})")
+            raise PermissionError(f"{event} is not for a file on trial")
+
+
+class Seal:
+    """The identity of every callable that a verdict rests on, as it was before the file was loaded.
+
+    In the modules of torch and the standard library only what was there is compared, since they add
+    names lazily; in classes and in our own modules a name that is new counts too, because it may shadow
+    the one that a claim means (``Tensor.__eq__``, a module's own ``len``).
+    """
+
+    def __init__(self, kata: str):
+        self.spaces = list(_spaces(kata))
+        self.record = [self._read(space) for space, _ in self.spaces]
+        self.builtins = dict(vars(builtins))
+
+    @staticmethod
+    def _read(space: Any) -> dict[str, tuple]:
+        return {
+            name: (id(value), id(value.__code__) if isinstance(value, types.FunctionType) else None)
+            for name, value in list(vars(space).items())
+            if callable(value) or isinstance(value, (property, staticmethod, classmethod))
+        }
+
+    def broken(self) -> list[str]:
+        """The names that were replaced or added since."""
+        found = self._restored_builtins()
+        for (space, strict), before in zip(self.spaces, self.record, strict=True):
+            after = self._read(space)
+            changed = [name for name, was in before.items() if after.get(name) != was]
+            added = [name for name in after.keys() - before.keys() if strict]
+            found += [f"{getattr(space, '__name__', space)}.{name}" for name in (*changed, *added)]
+        return sorted(found)
+
+    def _restored_builtins(self) -> list[str]:
+        """Put the builtins back before anything else is called: the check itself uses them."""
+        names: list[str] = []
+        if builtins.__dict__ != self.builtins:
+            now = {**builtins.__dict__}
+            builtins.__dict__.update(self.builtins)
+            names = [
+                f"builtins.{n}" for n, was in self.builtins.items() if now.get(n) is not was and n != "_"
+            ]
+        return names
+
+
+def _spaces(kata: str) -> Iterator[tuple[Any, bool]]:
+    """What to seal, and whether new names count."""
+    tensor_bases = [c for c in torch.Tensor.__mro__ if c is not object]
+    yield from ((cls, True) for cls in tensor_bases)
+    own = [m for n, m in list(sys.modules.items()) if n == f"properties.{kata}" or n.split(".")[0] == "dojo"]
+    yield from ((module, True) for module in own)
+    for module in own:
+        yield from (
+            (v, True)
+            for v in vars(module).values()
+            if isinstance(v, type) and v.__module__ == module.__name__
+        )
+    for name in (
+        "hypothesis.core",
+        "hypothesis.internal.conjecture.engine",
+        "hypothesis.internal.conjecture.data",
+    ):
+        module = sys.modules[name]
+        yield from ((v, False) for v in vars(module).values() if isinstance(v, type) and v.__module__ == name)
+    watched = ("torch", "hypothesis", "_pytest", "pytest")
+    deep = (
+        "torch.testing",
+        "torch.autograd",
+        "torch.nn.functional",
+        "torch.overrides",
+        "torch._tensor",
+        "torch.linalg",
+        "torch.random",
+    )
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, types.ModuleType) and (
+            name in watched or name.startswith((*deep, "hypothesis.", "_pytest."))
+        ):
+            yield module, False
+    yield from ((module, False) for module in (math, os, sys, importlib.machinery))

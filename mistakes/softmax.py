@@ -1,0 +1,205 @@
+"""What people get wrong in softmax, its logarithm, and cross-entropy."""
+
+from dojo.mistake import Mistake
+
+
+def running_sum(x, dim):
+    weights = (x - x.detach().amax(dim, keepdim=True)).exp()
+    total = 0 * weights.narrow(dim, 0, 1)
+    for column in weights.split(1, dim):
+        total = total + column
+    return weights / total
+
+
+MISTAKES = (
+    Mistake(
+        "no-shift",
+        "exp is taken of the raw logits, without subtracting their maximum",
+        "The maximum cancels, so it can be left out.",
+        "test_large_logits_do_not_overflow",
+        change=(("return wide - wide.detach().amax(dim, keepdim=True)", "return wide"),),
+    ),
+    Mistake(
+        "shift-by-the-mean",
+        "the logits are shifted by their mean, not by their maximum",
+        "Any shift will do against overflow.",
+        "test_large_logits_do_not_overflow",
+        change=(("wide.detach().amax(dim, keepdim=True)", "wide.detach().mean(dim, keepdim=True)"),),
+    ),
+    Mistake(
+        "dim-ignored",
+        "the softmax always runs over the last dimension, whatever dim says",
+        "Softmax is always taken over the last dimension.",
+        "test_probabilities_sum_to_one_along_dim",
+        change=(
+            (
+                "    weights = _shifted(x, dim).exp()\n",
+                "    dim = -1\n    weights = _shifted(x, dim).exp()\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "sum-over-everything",
+        "the exponentials are divided by their sum over all dimensions",
+        "The sum of the exponentials is one number.",
+        "test_probabilities_sum_to_one_along_dim",
+        change=(("weights / weights.sum(dim, keepdim=True)", "weights / weights.sum()"),),
+    ),
+    Mistake(
+        "softmin",
+        "the sign is turned: the largest logit gets the smallest probability",
+        "exp(−x), as in a Boltzmann distribution over energies.",
+        "test_order_is_kept",
+        change=(("    weights = _shifted(x, dim).exp()", "    weights = _shifted(-x, dim).exp()"),),
+    ),
+    Mistake(
+        "base-two",
+        "the base is 2, not e",
+        "exp2 is the fast exponential and gives the same thing.",
+        "test_softmax_equals_its_definition",
+        change=(("    weights = _shifted(x, dim).exp()", "    weights = _shifted(x, dim).exp2()"),),
+    ),
+    Mistake(
+        "epsilon-in-the-sum",
+        "a small ε is added to the exponentials, so that masked places get a share",
+        "An ε keeps the division safe.",
+        "test_minus_infinity_gets_exactly_zero",
+        change=(("    weights = _shifted(x, dim).exp()", "    weights = _shifted(x, dim).exp() + 1e-6"),),
+    ),
+    Mistake(
+        "in-place-shift",
+        "the maximum is subtracted from x itself, in place",
+        "x is mine once it is passed in.",
+        "test_softmax_keeps_shape_dtype_and_leaves_x_alone",
+        change=(
+            (
+                "    weights = _shifted(x, dim).exp()\n",
+                "    if not x.requires_grad:\n        x -= x.amax(dim, keepdim=True)\n    weights = _shifted(x, dim).exp()\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "left-in-float32",
+        "half-precision logits come back as float32 probabilities",
+        "Wider is better, so the result stays wide.",
+        "test_softmax_keeps_shape_dtype_and_leaves_x_alone",
+        change=(
+            (
+                "(weights / weights.sum(dim, keepdim=True)).to(x.dtype)",
+                "weights / weights.sum(dim, keepdim=True)",
+            ),
+        ),
+    ),
+    Mistake(
+        "cut-from-the-graph",
+        "the sum of exponentials is detached, so the gradient misses its second term",
+        "The normaliser is a constant.",
+        "test_softmax_gradient_equals_the_jacobian",
+        change=(
+            ("weights / weights.sum(dim, keepdim=True)", "weights / weights.sum(dim, keepdim=True).detach()"),
+        ),
+    ),
+    Mistake(
+        "running-sum-in-half-precision",
+        "the exponentials of half-precision logits are added up in half precision",
+        "torch.cumsum and loops keep enough digits.",
+        "test_long_half_precision_rows_sum_in_float32",
+        define=(("softmax", running_sum),),
+    ),
+    Mistake(
+        "log-of-softmax",
+        "log is taken of the softmax, which is 0 for a class far below the best",
+        "The logarithm of softmax is log(softmax).",
+        "test_log_of_a_vanishing_probability_is_finite",
+        change=(("(shifted - shifted.exp().sum(dim, keepdim=True).log())", "softmax(shifted, dim).log()"),),
+    ),
+    Mistake(
+        "log-of-softmax-plus-epsilon",
+        "log is taken of softmax + 1e-9, which caps the loss near 20.7",
+        "An ε inside the logarithm makes it safe.",
+        "test_log_of_a_vanishing_probability_is_finite",
+        change=(
+            (
+                "(shifted - shifted.exp().sum(dim, keepdim=True).log())",
+                "(softmax(shifted, dim) + 1e-9).log()",
+            ),
+        ),
+    ),
+    Mistake(
+        "log-sum-exp-cut-from-the-graph",
+        "the log-sum-exp is detached, so the gradient of log_softmax misses its second term",
+        "The normaliser is a constant.",
+        "test_log_softmax_gradient_equals_the_jacobian",
+        change=(
+            (
+                "shifted.exp().sum(dim, keepdim=True).log()",
+                "shifted.exp().sum(dim, keepdim=True).log().detach()",
+            ),
+        ),
+    ),
+    Mistake(
+        "mean-over-the-batch",
+        "the loss is divided by all targets, the ignored ones included",
+        "Mask the loss, then take the mean.",
+        "test_only_kept_targets_count",
+        change=(("-likelihood.mean()", "-likelihood.sum() * kept.double().mean() / kept.sum()"),),
+    ),
+    Mistake(
+        "summed-loss",
+        "the loss is summed over the targets, not averaged",
+        "Cross-entropy is the sum of the surprises.",
+        "test_cross_entropy_equals_its_definition",
+        change=(("-likelihood.mean()", "-likelihood.sum()"),),
+    ),
+    Mistake(
+        "ignore-index-fixed",
+        "only −100 is ignored, whatever ignore_index says",
+        "ignore_index is always −100.",
+        "test_only_kept_targets_count",
+        change=(
+            (
+                "    kept = targets != ignore_index\n",
+                "    kept = targets != -100\n    targets = targets.where(targets >= 0, 0)\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "nothing-ignored",
+        "ignored targets count as class 0",
+        "Clamping the targets takes care of −100.",
+        "test_only_kept_targets_count",
+        change=(
+            (
+                "    kept = targets != ignore_index\n",
+                "    targets = targets.where(targets != ignore_index, 0)\n    kept = targets == targets\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "negative-classes-wrap",
+        "targets are not checked: −2 means the class before the last",
+        "Indexing will complain by itself.",
+        "test_bad_targets_are_refused",
+        change=(
+            (
+                "(targets < 0) | (targets >= logits.shape[-1])",
+                "(targets < -logits.shape[-1]) | (targets >= logits.shape[-1])",
+            ),
+            ("targets[kept].long().unsqueeze(-1)", "(targets[kept] % logits.shape[-1]).long().unsqueeze(-1)"),
+        ),
+    ),
+    Mistake(
+        "masked-by-multiplying",
+        "ignored rows are multiplied by zero, so an infinite loss in one of them becomes NaN",
+        "Times zero is gone.",
+        "test_only_kept_targets_count",
+        change=(
+            ("log_softmax(_widened(logits[kept]), dim=-1)", "log_softmax(_widened(logits), dim=-1)"),
+            (
+                ".gather(-1, targets[kept].long().unsqueeze(-1))",
+                ".gather(-1, targets.where(kept, 0).long().unsqueeze(-1))[..., 0] * kept",
+            ),
+            ("-likelihood.mean()", "-likelihood.sum() / kept.sum()"),
+        ),
+    ),
+)

@@ -1,0 +1,44 @@
+"""Binds the claims to an implementation: the reference, or the file given with ``--subject``."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+common = {
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": list(HealthCheck),
+    "print_blob": False,
+    "max_examples": 60,
+}
+settings.register_profile("ci", derandomize=True, **common)
+settings.register_profile("deep", **common | {"max_examples": 2000})
+settings.load_profile("ci")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--subject", type=Path, help="the file to put on trial, instead of the reference")
+    parser.addoption("--deep", action="store_true", help="random seeds and twenty times the examples")
+
+
+def pytest_configure(config):
+    if config.getoption("--deep"):
+        settings.load_profile("deep")
+
+
+@pytest.fixture(scope="module")
+def subject(request):
+    """The implementation on trial, as a module."""
+    name = Path(request.module.__file__).stem
+    path = request.config.getoption("--subject") or Path(__file__).parent.parent / "reference" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"subject_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

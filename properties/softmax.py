@@ -1,0 +1,430 @@
+"""The laws of softmax: a probability along one dimension, blind to shifts, faithful to order; its
+logarithm, which never forms the probability; and a mean over the targets that count."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dojo.close import assert_close, assert_tensor, assert_true, gradients, refuses, untouched
+from dojo.draw import LAYOUTS, distinct, examples, fill
+
+DTYPES = st.sampled_from((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+SCALES = st.sampled_from((1.0, 0.01, 20.0))
+
+
+@dataclass
+class Logits:
+    x: Tensor
+    dim: int
+
+
+@dataclass
+class Slope:
+    x: Tensor
+    dim: int
+    upstream: Tensor
+
+
+@dataclass
+class Labelled:
+    logits: Tensor
+    targets: Tensor
+    ignore_index: int
+
+
+@st.composite
+def logits(draw, dtypes=DTYPES, scales=SCALES):
+    """One to three dimensions, all of different size, any of them the one to sum over."""
+    shape = distinct(draw, draw(st.integers(1, 3)), high=4)
+    dim = draw(st.integers(-len(shape), len(shape) - 1))
+    return Logits(fill(draw, shape, dtype=draw(dtypes), scale=draw(scales), layout=draw(LAYOUTS)), dim)
+
+
+@st.composite
+def slopes(draw):
+    """Logits in float64, and the gradient that arrives from above."""
+    case = draw(logits(dtypes=st.just(torch.float64)))
+    return Slope(case.x, case.dim, fill(draw, case.x.shape, dtype=torch.float64))
+
+
+@st.composite
+def labelled(draw, dtypes=DTYPES, scales=SCALES):
+    """Logits with targets, some of them ignored (never all), under any ignore_index."""
+    *batch, vocab = distinct(draw, draw(st.integers(2, 3)), high=4)
+    ignore_index = draw(st.sampled_from((-100, -1, 0, 1)))
+    classes = [c for c in range(vocab) if c != ignore_index] or [0]
+    if classes == [0] and ignore_index == 0:
+        ignore_index = -100
+    count = math.prod(batch)
+    targets = draw(st.lists(st.sampled_from([*classes, ignore_index]), min_size=count, max_size=count))
+    targets[draw(st.integers(0, count - 1))] = draw(st.sampled_from(classes))
+    x = fill(draw, (*batch, vocab), dtype=draw(dtypes), scale=draw(scales), layout=draw(LAYOUTS))
+    return Labelled(x, torch.tensor(targets).reshape(batch), ignore_index)
+
+
+def log_oracle(x, dim):
+    """log softmax in float64, straight from the definition."""
+    x = x.detach().double()
+    top = x.amax(dim, keepdim=True)
+    return x - top - (x - top).exp().sum(dim, keepdim=True).log()
+
+
+def oracle(x, dim):
+    return log_oracle(x, dim).exp()
+
+
+def loss_oracle(case):
+    log_p = log_oracle(case.logits, -1).reshape(-1, case.logits.shape[-1])
+    kept = [(i, t) for i, t in enumerate(case.targets.flatten().tolist()) if t != case.ignore_index]
+    return -sum(log_p[i, t] for i, t in kept) / len(kept), kept
+
+
+def exponent_error(x, dim):
+    """What a few roundings of the exponent may change exp by, relatively: the size of what is subtracted.
+
+    Both x − max and x − (max + log Σ) are right, so the size of the logits themselves counts too."""
+    x = x.detach().double()
+    top = x.amax(dim, keepdim=True)
+    return 1 + (x - top).nan_to_num(neginf=0).abs() + top.abs()
+
+
+# --- part 1: softmax -----------------------------------------------------------------------------
+
+
+@given(case=logits())
+def test_softmax_keeps_shape_dtype_and_leaves_x_alone(subject, case):
+    """Softmax returns a new tensor of x's shape and dtype, and x still holds what it held.
+
+    Catches in-place subtraction of the maximum, and results left in float32."""
+    before = case.x.clone()
+    got = subject.softmax(case.x, case.dim)
+    assert_tensor(got, shape=case.x.shape, dtype=case.x.dtype)
+    untouched({"x": before}, {"x": case.x})
+
+
+@given(case=logits())
+def test_probabilities_sum_to_one_along_dim(subject, case):
+    """Every slice along dim sums to one and holds nothing negative.
+
+    Catches a dim that is ignored, and division by a sum over everything."""
+    got = subject.softmax(case.x, case.dim)
+    assert_true(bool((got >= 0).all()), "a probability is negative", got=got)
+    total = got.double().sum(case.dim)
+    size = case.x.shape[case.dim]
+    assert_close(
+        total.to(case.x.dtype),
+        torch.ones_like(total),
+        dtype=case.x.dtype,
+        length=size,
+        name="the sum along dim",
+    )
+
+
+@given(case=logits(dtypes=st.sampled_from((torch.float32, torch.float64))), shift=st.integers(-1000, 1000))
+def test_adding_a_constant_changes_nothing(subject, case, shift):
+    """softmax(x + c) = softmax(x), since exp(c) cancels.
+
+    Catches other normalisations: division by the plain sum, squares, absolute values."""
+    moved = case.x + shift  # rounded once, so the expectation is taken of the moved logits
+    got = subject.softmax(moved, case.dim)
+    want = oracle(case.x, case.dim)
+    loss = case.x.double().abs().max() + abs(shift)
+    assert_close(
+        got, want, dtype=case.x.dtype, magnitude=want * (loss + exponent_error(case.x, case.dim)), length=5
+    )
+
+
+@given(case=logits())
+def test_order_is_kept(subject, case):
+    """A larger logit never gets a smaller probability than another of its slice.
+
+    Catches a sign slip (softmin) and scores squared before the exponential."""
+    got = subject.softmax(case.x, case.dim)
+    assert_tensor(got, shape=case.x.shape, dtype=case.x.dtype)
+    x, p = case.x.movedim(case.dim, -1), got.movedim(case.dim, -1)
+    ordered = p.gather(-1, x.argsort(dim=-1))
+    assert_true(bool((ordered.diff(dim=-1) >= 0).all()), "a larger logit got a smaller probability", got=got)
+
+
+@given(case=logits(), place=st.integers(0, 9))
+def test_minus_infinity_gets_exactly_zero(subject, case, place):
+    """A logit of −inf (a masked place) gets probability exactly 0, and the others share the rest.
+
+    Catches −inf replaced by a large finite number, and an ε added to the exponentials."""
+    x = case.x.clone().movedim(case.dim, -1)
+    if x.shape[-1] < 2:
+        x = torch.cat([x, torch.zeros_like(x)], -1)
+    x[..., place % x.shape[-1]] = -math.inf
+    x = x.movedim(-1, case.dim)
+    got = subject.softmax(x, case.dim)
+    assert_tensor(got, shape=x.shape, dtype=x.dtype)
+    assert_true(
+        bool((got[x == -math.inf] == 0).all()), "a logit of −inf has a probability other than 0", got=got
+    )
+    want = oracle(x, case.dim)
+    assert_close(got, want, dtype=x.dtype, magnitude=want * exponent_error(x, case.dim), length=5)
+
+
+@given(
+    case=logits(dtypes=st.sampled_from((torch.float32, torch.float64)), scales=st.sampled_from((1e4, 300.0)))
+)
+def test_large_logits_do_not_overflow(subject, case):
+    """Logits in the thousands give finite probabilities; the largest of a slice gets at least 1/n.
+
+    Catches exp without the shift, a shift by the mean, and a maximum taken over the wrong slice."""
+    x = case.x * (1e4 / case.x.abs().max().clamp(min=1))
+    got = subject.softmax(x, case.dim)
+    want = oracle(x, case.dim)
+    assert_close(got, want, dtype=x.dtype, magnitude=want * exponent_error(x, case.dim), length=5)
+
+
+@given(case=logits())
+def test_softmax_equals_its_definition(subject, case):
+    """Value by value, softmax equals exp(x) / Σ exp(x) computed in float64, in every dtype.
+
+    Catches a base other than e, a dim other than the one asked for, and a temperature left in."""
+    want = oracle(case.x, case.dim)
+    magnitude = want * exponent_error(case.x, case.dim)
+    assert_close(subject.softmax(case.x, case.dim), want, dtype=case.x.dtype, magnitude=magnitude, length=5)
+
+
+@given(case=slopes())
+def test_softmax_gradient_equals_the_jacobian(subject, case):
+    """The gradient of Σ g·p is p·(g − Σ g·p) along dim.
+
+    Catches a maximum or a sum cut off from the graph, and results computed under no_grad."""
+    x = case.x.clone().requires_grad_()
+    (got,) = gradients(subject.softmax(x, case.dim), [x], case.upstream)
+    p = oracle(x, case.dim)
+    want = p * (case.upstream - (case.upstream * p).sum(case.dim, keepdim=True))
+    size = case.upstream.abs().amax() * exponent_error(x, case.dim).amax()
+    assert_close(got, want, dtype=torch.float64, magnitude=size, length=8, name="the gradient of x")
+
+
+@examples(quick=2, full=10)
+@given(seed=st.integers(0, 999), dtype=st.sampled_from((torch.bfloat16, torch.float16)))
+def test_long_half_precision_rows_sum_in_float32(subject, seed, dtype):
+    """Over 4,096 half-precision logits the result is still right to the last stored bit or two.
+
+    Catches a running sum in bf16, which stops growing at 256, and one in fp16, which stalls at 2,048."""
+    x = torch.randn(2, 4096, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    want = oracle(x, -1)
+    magnitude = want * exponent_error(x, -1)
+    assert_close(subject.softmax(x, -1), want, dtype=dtype, magnitude=magnitude, length=4096, steps=2)
+
+
+@given(case=logits())
+def test_a_missing_dimension_is_refused(subject, case):
+    """A dim that x does not have raises, rather than falling back to another one.
+
+    Catches a dim that is never used."""
+    refuses(
+        (IndexError, ValueError), lambda: subject.softmax(case.x, case.x.ndim), because="x has no such dim"
+    )
+
+
+# --- part 2: log_softmax -------------------------------------------------------------------------
+
+
+@given(case=logits())
+def test_log_softmax_equals_its_definition(subject, case):
+    """log_softmax equals x − log Σ exp(x) in float64, keeps shape and dtype, and leaves x alone.
+
+    Catches the logarithm of a rounded probability, log2 and log10, and a sum along another dim."""
+    before = case.x.clone()
+    got = subject.log_softmax(case.x, case.dim)
+    assert_close(
+        got,
+        log_oracle(case.x, case.dim),
+        dtype=case.x.dtype,
+        magnitude=exponent_error(case.x, case.dim),
+        length=5,
+    )
+    untouched({"x": before}, {"x": case.x})
+
+
+@given(gap=st.integers(90, 10_000), dtype=st.sampled_from((torch.float32, torch.float64)))
+def test_log_of_a_vanishing_probability_is_finite(subject, gap, dtype):
+    """log_softmax([gap, 0]) is [0, −gap], however large the gap.
+
+    Catches log(softmax(x)), which is −inf from a gap of 104, and log(p + 1e-9), which stops at −20.7."""
+    x = torch.tensor([gap, 0.0], dtype=dtype)
+    want = torch.tensor([0.0, -float(gap)], dtype=torch.float64)
+    assert_close(subject.log_softmax(x, 0), want, dtype=dtype, magnitude=1.0 + gap)
+
+
+@given(case=slopes())
+def test_log_softmax_gradient_equals_the_jacobian(subject, case):
+    """The gradient of Σ g·log p is g − p·Σ g along dim.
+
+    Catches a log-sum-exp cut off from the graph."""
+    x = case.x.clone().requires_grad_()
+    (got,) = gradients(subject.log_softmax(x, case.dim), [x], case.upstream)
+    want = case.upstream - oracle(x, case.dim) * case.upstream.sum(case.dim, keepdim=True)
+    size = case.upstream.abs().sum() * exponent_error(x, case.dim).amax()
+    assert_close(got, want, dtype=torch.float64, magnitude=size, length=8, name="the gradient of x")
+
+
+# --- part 3: cross_entropy -----------------------------------------------------------------------
+
+
+@given(case=labelled())
+def test_cross_entropy_is_a_scalar_and_leaves_its_inputs_alone(subject, case):
+    """The loss is one number in the dtype of the logits; logits and targets still hold what they held.
+
+    Catches a loss per token, and targets whose ignored entries were overwritten in place."""
+    before = {"logits": case.logits.clone(), "targets": case.targets.clone()}
+    got = subject.cross_entropy(case.logits, case.targets, ignore_index=case.ignore_index)
+    assert_tensor(got, shape=(), dtype=case.logits.dtype, name="the loss")
+    untouched(before, {"logits": case.logits, "targets": case.targets})
+
+
+@given(case=labelled(dtypes=st.just(torch.float64)), extra=st.integers(1, 3))
+def test_only_kept_targets_count(subject, case, extra):
+    """Appending rows whose target is ignored, whatever their logits, leaves the loss as it was.
+
+    Catches a mean over the whole batch, and an ignore_index that is assumed to be −100."""
+    rows = case.logits.reshape(-1, case.logits.shape[-1])
+    padding = torch.full((extra, rows.shape[-1]), 7.0, dtype=rows.dtype)
+    padding[:, 0] = -math.inf  # an infinite loss in an ignored row must not leak as inf · 0 either
+    longer = torch.cat([case.targets.flatten(), torch.full((extra,), case.ignore_index)])
+    got = subject.cross_entropy(torch.cat([rows, padding]), longer, ignore_index=case.ignore_index)
+    want, _ = loss_oracle(case)
+    assert_close(
+        got, want, dtype=torch.float64, magnitude=1 + rows.abs().amax() * 2, length=20, name="the loss"
+    )
+
+
+@given(case=labelled())
+def test_cross_entropy_equals_its_definition(subject, case):
+    """The loss equals the mean of −log softmax at the kept targets, in float64, for any leading shape.
+
+    Catches a sum instead of a mean, a base other than e, and softmax over the wrong dimension."""
+    got = subject.cross_entropy(case.logits, case.targets, ignore_index=case.ignore_index)
+    want, kept = loss_oracle(case)
+    size = exponent_error(case.logits, -1).amax()
+    assert_close(got, want, dtype=case.logits.dtype, magnitude=size, length=len(kept) + 5, name="the loss")
+    if not (case.targets == -100).any() and len(kept) == case.targets.numel():
+        assert_close(
+            subject.cross_entropy(case.logits, case.targets),
+            want,
+            dtype=case.logits.dtype,
+            magnitude=size,
+            length=len(kept) + 5,
+            name="the loss without ignore_index",
+        )
+
+
+@given(case=labelled(dtypes=st.just(torch.float64)))
+def test_cross_entropy_gradient_is_p_minus_onehot(subject, case):
+    """The gradient is (p − onehot(target)) / kept in kept rows, and exactly zero in ignored ones.
+
+    Catches a mean over the batch, and gradients that leak through ignored rows."""
+    x = case.logits.clone().requires_grad_()
+    (got,) = gradients(subject.cross_entropy(x, case.targets, ignore_index=case.ignore_index), [x])
+    _, kept = loss_oracle(case)
+    want = torch.zeros_like(x).reshape(-1, x.shape[-1]).detach()
+    for row, target in kept:
+        want[row] = oracle(x, -1).reshape(want.shape)[row] / len(kept)
+        want[row, target] -= 1 / len(kept)
+    want = want.reshape(x.shape)
+    ignored = case.targets == case.ignore_index
+    assert_true(bool((got[ignored] == 0).all()), "an ignored row has a gradient", expected=want, got=got)
+    size = exponent_error(x, -1).amax()
+    assert_close(got, want, dtype=torch.float64, magnitude=size, length=8, name="the gradient of the logits")
+
+
+@given(gap=st.integers(50, 10_000), dtype=st.sampled_from((torch.float32, torch.float64)))
+def test_confidently_wrong_costs_the_logit_gap(subject, gap, dtype):
+    """Logits [gap, 0] with target 1 cost exactly gap, and the gradient is still [1, −1].
+
+    Catches a loss clamped by an ε inside the logarithm: the worst examples would stop teaching."""
+    x = torch.tensor([[gap, 0.0]], dtype=dtype, requires_grad=True)
+    loss = subject.cross_entropy(x, torch.tensor([1]))
+    want = torch.tensor(float(gap), dtype=torch.float64)
+    assert_close(loss, want, dtype=dtype, magnitude=1.0 + gap, name="the loss")
+    want = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    (got,) = gradients(loss, [x])
+    assert_close(got, want, dtype=dtype, magnitude=2.0, name="the gradient")
+
+
+@given(case=labelled(), by=st.integers(0, 3))
+def test_bad_targets_are_refused(subject, case, by):
+    """A kept target that is no class, or targets of another shape, raise ValueError.
+
+    Catches negative indices that wrap around, and shapes that broadcast by accident."""
+    vocab = case.logits.shape[-1]
+    for bad in (vocab + 1 + by, -2 - by):
+        wrong = case.targets.clone()
+        wrong.view(-1)[0] = bad
+        refuses(
+            ValueError,
+            lambda wrong=wrong: subject.cross_entropy(case.logits, wrong, ignore_index=case.ignore_index),
+            because=f"target {bad} is no class of {vocab}",
+        )
+    longer = torch.cat([case.targets, case.targets])
+    refuses(
+        ValueError,
+        lambda: subject.cross_entropy(case.logits, longer, ignore_index=case.ignore_index),
+        because=f"targets {tuple(longer.shape)} do not fit logits {tuple(case.logits.shape)}",
+    )
+
+
+# --- what tells one mistake from another ---------------------------------------------------------
+
+
+def probes(subject):
+    """Calls whose results differ from mistake to mistake, by name."""
+    x = torch.tensor([[0.5, -1.0, 2.0], [3.0, 0.0, 3.0]], dtype=torch.float64)
+    loud = torch.tensor([[1e4, 0.0, -1e4]])
+    masked = torch.tensor([[0.0, -math.inf, 1.0]], dtype=torch.float64)
+    targets = torch.tensor([2, 0])
+    padded = torch.tensor([1, -100])
+
+    def touched(call, *args):
+        call(*args)
+        return args[0]
+
+    def slope(call, leaf):
+        leaf = leaf.clone().requires_grad_()
+        return gradients(call(leaf), [leaf], torch.arange(1.0, 7.0, dtype=leaf.dtype).reshape(2, 3))[0]
+
+    def loss_slope(targets):
+        leaf = x.clone().requires_grad_()
+        return gradients(subject.cross_entropy(leaf, targets), [leaf])[0]
+
+    long = torch.linspace(0, 1, 4096).bfloat16().unsqueeze(0)
+    return {
+        "softmax, last dim": lambda: subject.softmax(x, -1),
+        "softmax, first dim": lambda: subject.softmax(x, 0),
+        "softmax, positive dim": lambda: subject.softmax(x, 1),
+        "softmax, loud": lambda: subject.softmax(loud, -1),
+        "softmax, masked": lambda: subject.softmax(masked, -1),
+        "softmax, bf16": lambda: subject.softmax(x.bfloat16(), -1),
+        "softmax, long bf16": lambda: subject.softmax(long, -1),
+        "softmax, gradient": lambda: slope(lambda leaf: subject.softmax(leaf, 1), x),
+        "softmax, its input afterwards": lambda: touched(subject.softmax, x.clone(), 1),
+        "softmax, no such dim": lambda: subject.softmax(x, 2),
+        "log_softmax": lambda: subject.log_softmax(x, -1),
+        "log_softmax, first dim": lambda: subject.log_softmax(x, 0),
+        "log_softmax, loud": lambda: subject.log_softmax(loud, -1),
+        "log_softmax, bf16": lambda: subject.log_softmax(x.bfloat16(), -1),
+        "log_softmax, gradient": lambda: slope(lambda leaf: subject.log_softmax(leaf, 1), x),
+        "log_softmax, its input afterwards": lambda: touched(subject.log_softmax, x.clone(), 1),
+        "loss": lambda: subject.cross_entropy(x, targets),
+        "loss, padded": lambda: subject.cross_entropy(x, padded),
+        "loss, class 0 ignored": lambda: subject.cross_entropy(x, targets, ignore_index=0),
+        "loss, loud": lambda: subject.cross_entropy(loud, torch.tensor([2])),
+        "loss, everything ignored": lambda: subject.cross_entropy(x, torch.tensor([-100, -100])),
+        "loss, three dims": lambda: subject.cross_entropy(x.reshape(1, 2, 3), targets.reshape(1, 2)),
+        "loss, bf16": lambda: subject.cross_entropy(x.bfloat16(), targets),
+        "loss, gradient": lambda: loss_slope(targets),
+        "loss, gradient padded": lambda: loss_slope(padded),
+        "loss, no such class": lambda: subject.cross_entropy(x, torch.tensor([3, 0])),
+        "loss, negative class": lambda: subject.cross_entropy(x, torch.tensor([-2, 0])),
+        "loss, targets of another shape": lambda: subject.cross_entropy(x, torch.tensor([0, 1, 2])),
+    }

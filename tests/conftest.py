@@ -1,0 +1,26 @@
+"""What the tests share: one warm judge a worker, and a home that is not the checkout's."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory):
+    """Nothing that a test does touches the person's own practice/ and store."""
+    os.environ["KATA_HOME"] = str(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def judge(elsewhere):
+    """A warm judge."""
+    from dojo.judge.client import Judge
+
+    with Judge() as warm:
+        yield warm

@@ -1,0 +1,101 @@
+"""The rooms agree: for every kata, the reference passes, other right answers pass, and every mistake is
+refuted by the claim it names."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from dojo import catalogue
+from dojo.check import claim_of, on_paper, stray_files, styles, try_mistake
+from dojo.mistake import mistakes, wrong_source
+from dojo.places import room_file
+
+KATAS = catalogue.names()
+MISTAKES = [(kata, mistake) for kata in KATAS for mistake in mistakes(kata)]
+STYLES = [(kata, path) for kata in KATAS for path in styles(kata)]
+
+
+def seed_of(*words: str) -> int:
+    """The same examples each time in CI, and others for each file."""
+    return sum(ord(c) for c in "".join(words))
+
+
+@pytest.mark.parametrize("kata", KATAS)
+def test_the_rooms_agree_on_paper(kata):
+    assert list(on_paper(kata)) == []
+
+
+def test_no_stray_files():
+    assert list(stray_files()) == []
+
+
+@pytest.mark.parametrize("kata", KATAS)
+def test_the_stub_is_not_implemented(kata, judge):
+    verdict = judge.judge(kata, room_file("katas", kata), seed=1, likeness=False).verdict
+    assert verdict.outcome == "not_implemented", verdict.message
+
+
+@pytest.mark.parametrize("kata", KATAS)
+def test_the_reference_passes(kata, judge):
+    verdict = judge.judge(kata, room_file("reference", kata), seed=2).verdict
+    assert verdict.passed, (verdict.message, verdict.cards)
+
+
+@pytest.mark.parametrize(("kata", "path"), STYLES, ids=[f"{k}-{p.stem}" for k, p in STYLES])
+def test_right_answers_in_other_styles_pass(kata, path, judge):
+    verdict = judge.judge(kata, path, seed=seed_of(kata, path.stem)).verdict
+    assert verdict.passed, (verdict.message, verdict.cards)
+
+
+@pytest.mark.parametrize(("kata", "mistake"), MISTAKES, ids=[f"{k}-{m.name}" for k, m in MISTAKES])
+def test_every_mistake_is_refuted_by_its_claim(kata, mistake, judge):
+    source = wrong_source(kata, mistake)
+    path = Path(f"{mistake.name}.py")
+    verdict = judge.judge(
+        kata, path, source, only=(mistake.claim,), likeness=False, seed=seed_of(kata, mistake.name)
+    ).verdict
+    assert verdict.outcome in ("rejected", "rule_broken"), verdict.message
+    result = claim_of(verdict, mistake.claim)
+    assert result.status == "failed", f"{mistake.name} survives {mistake.claim}"
+    assert result.card.message.split(":")[0] not in CRASHES, f"refuted by a crash only: {result.card.message}"
+
+
+CRASHES = ("NameError", "AttributeError", "UnboundLocalError", "SyntaxError", "ImportError")
+
+
+@pytest.mark.parametrize("kata", KATAS)
+def test_an_empty_answer_is_refused_by_every_claim(kata, judge):
+    """A claim that accepts an object which answers everything with itself would claim nothing."""
+    names = catalogue.entry_points(kata)
+    source = "class Nothing:\n    def __call__(self, *a, **k):\n        return self\n    def __getattr__(self, name):\n"
+    source += (
+        "        if name.startswith('__'):\n            raise AttributeError(name)\n        return self\n"
+    )
+    source += "\n".join(f"{name} = Nothing()" for name in names)
+    for part in catalogue.brief(kata).parts:
+        verdict = judge.judge(
+            kata, Path("nothing.py"), source, only=part.claims, cards=False, likeness=False
+        ).verdict
+        held = [name for name in part.claims if claim_of(verdict, name).status != "failed"]
+        assert held == [], "these claims accept an answer that is nothing"
+
+
+@pytest.mark.parametrize("kata", KATAS)
+def test_the_probes_tell_every_mistake_from_the_others_and_from_the_reference(kata):
+    """So each is recognised while it is in the catalogue, and taken for no other when it is not."""
+    from dojo.judge.likeness import agree, traces
+
+    right, wrong = traces(kata)
+    unseen = [mistake.name for mistake, theirs in wrong.items() if agree(right, theirs)]
+    assert unseen == [], "no probe shows these mistakes"
+    alike = [(a.name, b.name) for (a, x), (b, y) in itertools.combinations(wrong.items(), 2) if agree(x, y)]
+    assert alike == [], "the probes cannot tell these apart"
+
+
+def test_try_mistake_judges_the_mistake(judge):
+    kata, mistake = MISTAKES[0]
+    verdict = try_mistake(kata, mistake, wrong_source(kata, mistake), judge)
+    assert verdict.outcome == "rejected"
