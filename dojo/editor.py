@@ -10,9 +10,9 @@ import subprocess
 from pathlib import Path
 
 WINDOWED = frozenset({
-    "code", "code-insiders", "codium", "cursor", "windsurf", "zed", "subl", "sublime_text", "mate", "bbedit", "atom",
-    "gvim", "mvim", "neovide", "gedit", "gnome-text-editor", "kate", "kwrite", "mousepad", "xed", "pluma", "notepad",
-    "notepad++", "idea", "pycharm", "charm", "fleet", "xdg-open", "open", "explorer",
+    "code", "code-insiders", "codium", "cursor", "windsurf", "zed", "subl", "sublime_text", "mate", "bbedit",
+    "gvim", "mvim", "neovide", "gedit", "gnome-text-editor", "kate", "kwrite", "mousepad", "xed", "pluma",
+    "notepad", "notepad++", "idea", "pycharm", "charm", "fleet", "xdg-open", "open", "explorer",
 })  # fmt: skip
 """Editors with a window of their own: the terminal stays with the session, which goes on judging."""
 

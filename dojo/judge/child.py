@@ -88,8 +88,8 @@ class Trial:
         limit_resources(self.brief.memory_gb, self.task.wall)
         faulthandler.enable(self.trace_fd)
         self.seal = Seal(self.task.kata)
-        guard = Guard(self.path, self.brief, self.rule_broken)
-        guard.arm()
+        self.guard = Guard(self.path, self.brief, self.rule_broken)
+        self.guard.arm()
         subject = self.load()
         if subject is None or self.tampered():
             return
@@ -129,8 +129,10 @@ class Trial:
                     stopped_in = claim.part
                     if not isinstance(outcome.failure.error, NotImplementedError):
                         yield claim, outcome
-            self.channel.send("stage", stage=stage, held=stopped_in is None)
-            if stopped_in is not None:
+            # What is to be refused anyway is not worth the full number of examples.
+            foul = bool(self.guard.broken or self.seal.broken())
+            self.channel.send("stage", stage=stage, held=stopped_in is None and not foul)
+            if stopped_in is not None or foul:
                 return
 
     def claim(self, claim: Claim, subject: types.ModuleType, stage: str) -> Outcome | None:

@@ -202,7 +202,7 @@ class Trial:
         names = [n for n in self.brief.claims if not self.request.only or n in self.request.only]
         self.due["quick"] = {n for n in names if self.every[n].count("quick")}
         stages = [("quick", tuple(names))]
-        if self.request.confirm:
+        if self.request.confirm and not any(b.forbidden for b in self.rules):
             self.due["full"] = set(names)
             self.halves = (tuple(names[0::2]), tuple(names[1::2])) if len(names) > 1 else (tuple(names), ())
             stages.append(("full", self.halves[0]))
@@ -289,7 +289,7 @@ class Trial:
         child.running = ""
         if stage == "quick" and child.role == "trial":
             self.say("stage", stage=stage, held=held, seconds=round(time.monotonic() - self.began, 3))
-            if held and self.request.confirm and self.halves[1]:
+            if held and self.due["full"] and self.halves[1]:
                 self.run_child("second", [("full", self.halves[1])])
 
     def on_card(self, child: Child, card: dict[str, Any], example: str | None) -> None:
