@@ -11,6 +11,7 @@ from pathlib import Path
 from dojo import catalogue
 from dojo.judge.client import Judge
 from dojo.mistake import DoesNotApply, Mistake, mistakes, wrong_source
+from dojo.mutants import mutants
 from dojo.places import ROOMS, ROOT, room_file
 from dojo.rules import logical_lines
 from dojo.verdict import ClaimResult, Verdict
@@ -218,4 +219,27 @@ def matrix(katas: list[str]) -> int:
             for number, claim in enumerate(claims):
                 print(f"  {'':<34} {'.' * number}X{'.' * (len(claims) - number - 1)}  {claim}")
     print(f"\n{survivors} mistakes survive the claim they name", file=sys.stderr if survivors else sys.stdout)
+    return 1 if survivors else 0
+
+
+def mutation(katas: list[str]) -> int:
+    """Put every mutant of the references on trial, print the survivors, and return 1 if there are any."""
+    survivors = 0
+    with Judge() as judge:
+        for kata in katas:
+            started, tried, alive = time.monotonic(), 0, []
+            for mutant in mutants(kata):
+                found = judge.judge(
+                    kata, Path(f"{kata}-mutant.py"), mutant.source, cards=False, likeness=False,
+                    stop_at_first=True, seconds=5.0,
+                ).verdict  # fmt: skip
+                tried += 1
+                if found.passed:
+                    alive.append(mutant)
+                    at = f"  survives, {kata} line {mutant.line}"
+                    print(f"{at}: {mutant.before}  →  {mutant.after}", flush=True)
+            survivors += len(alive)
+            share = (tried - len(alive)) / max(tried, 1)
+            took = time.monotonic() - started
+            print(f"{kata:<16} {tried - len(alive)} of {tried} mutants refused ({share:.0%}) in {took:.0f} s")
     return 1 if survivors else 0

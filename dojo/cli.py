@@ -114,7 +114,7 @@ def session(brief: catalogue.Brief, asked: argparse.Namespace) -> int:
         running = store.open_attempt(brief.name)
         resume = asked.resume or (can_go_on(running) and go_on(running))
         opened = open_session(brief.name, store, timed=asked.timed, resume=resume)
-        from dojo.tui import run_session
+        from dojo.screen.app import run_session
 
         return run_session(opened.session, judge, resumed=opened.resumed, kept=opened.kept, edit=asked.edit)
     finally:
@@ -154,7 +154,7 @@ def once(brief: catalogue.Brief, asked: argparse.Namespace) -> int:
                     f"\nThe blank stub is now in {shown(path)}. Write it there and run this again.\n",
                     flush=True,
                 )
-        source = path.read_text(encoding="utf-8", errors="replace")
+        source = path.read_text(encoding="utf-8-sig", errors="replace")
         running = store.open_attempt(brief.name) if asked.file is None else None
         if running:
             attempt = Session(brief.name, store, running)
@@ -303,13 +303,15 @@ def check(argv: list[str]) -> int:
     parser.add_argument(
         "--mistakes", action="store_true", help="the matrix: each mistake and every claim that refutes it"
     )
+    parser.add_argument("--mutants", action="store_true", help="mechanical changes to the reference that pass")
     asked = parser.parse_args(argv)
     for name in asked.katas:
         catalogue.brief(name)
-    from dojo.check import check_rooms, matrix
+    from dojo.check import check_rooms, matrix, mutation
 
     chosen = asked.katas or list(catalogue.names())
-    return (matrix if asked.mistakes else check_rooms)(chosen)
+    task = mutation if asked.mutants else matrix if asked.mistakes else check_rooms
+    return task(chosen)
 
 
 def doctor(argv: list[str]) -> int:

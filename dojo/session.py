@@ -97,7 +97,7 @@ class Session:
 
     def source(self) -> str:
         try:
-            return self.path.read_text(encoding="utf-8", errors="replace")
+            return self.path.read_text(encoding="utf-8-sig", errors="replace")
         except OSError:
             return ""
 

@@ -78,7 +78,7 @@ class Judge:
         ``options`` are the fields of ``dojo.judge.warm.Request``. Starting another trial, also from
         another thread, cancels this one, which then just ends.
         """
-        source = path.read_text(encoding="utf-8", errors="replace") if source is None else source
+        source = path.read_text(encoding="utf-8-sig", errors="replace") if source is None else source
         self.wait()
         with self._lock:
             number = next(self._ids)
@@ -101,11 +101,15 @@ class Judge:
         return Ruling(from_json(last["verdict"]), last["examples"])
 
     def cancel(self) -> None:
-        """End the trial under way, if there is one."""
-        self._send({"do": "cancel"})
+        """End the trial under way, if there is one; its events just end."""
+        with self._lock:
+            self._latest[1].put(None)
+            self._send({"do": "cancel"})
 
     def close(self) -> None:
         """End the judge and everything it started."""
+        if not self._warm.is_set():
+            self._process.terminate()  # still importing: nobody waits for that
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         try:
