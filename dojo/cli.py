@@ -303,7 +303,7 @@ def check(argv: list[str]) -> int:
     parser.add_argument(
         "--mistakes", action="store_true", help="the matrix: each mistake and every claim that refutes it"
     )
-    parser.add_argument("--mutants", action="store_true", help="mechanical changes to the reference that pass")
+    parser.add_argument("--mutants", action="store_true", help="mechanical changes to the references")
     asked = parser.parse_args(argv)
     for name in asked.katas:
         catalogue.brief(name)

@@ -95,8 +95,8 @@ def _changes(node: ast.AST) -> Iterator:
         yield lambda n: setattr(n, "test", ast.Constant(True))
         yield lambda n: setattr(n, "test", ast.Constant(False))
     if isinstance(node, ast.IfExp):
-        yield lambda n: (setattr(n, "body", n.orelse))
-        yield lambda n: (setattr(n, "orelse", n.body))
+        yield lambda n: setattr(n, "body", n.orelse)
+        yield lambda n: setattr(n, "orelse", n.body)
     if isinstance(node, (ast.FunctionDef, ast.If, ast.For, ast.While, ast.With)) and len(node.body) > 1:
         for at, statement in enumerate(node.body):
             if isinstance(statement, (ast.Expr, ast.AugAssign)) and not _is_docstring(statement):

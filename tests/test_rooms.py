@@ -3,10 +3,13 @@ refuted by the claim it names."""
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import sys
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 from dojo import catalogue
 from dojo.check import claim_of, on_paper, stray_files, styles, try_mistake
@@ -52,15 +55,13 @@ def test_right_answers_in_other_styles_pass(kata, path, judge):
 
 @pytest.mark.parametrize(("kata", "mistake"), MISTAKES, ids=[f"{k}-{m.name}" for k, m in MISTAKES])
 def test_every_mistake_is_refuted_by_its_claim(kata, mistake, judge):
-    source = wrong_source(kata, mistake)
-    path = Path(f"{mistake.name}.py")
-    verdict = judge.judge(
-        kata, path, source, only=(mistake.claim,), likeness=False, seed=seed_of(kata, mistake.name)
-    ).verdict
-    assert verdict.outcome in ("rejected", "rule_broken"), verdict.message
-    result = claim_of(verdict, mistake.claim)
-    assert result.status == "failed", f"{mistake.name} survives {mistake.claim}"
-    assert result.card.message.split(":")[0] not in CRASHES, f"refuted by a crash only: {result.card.message}"
+    events = judge.trial(
+        kata, Path(f"{mistake.name}.py"), wrong_source(kata, mistake), only=(mistake.claim,), cards=False,
+        likeness=False, seed=seed_of(kata, mistake.name),
+    )  # fmt: skip
+    told = [event["message"] for event in events if event["event"] == "failing"]
+    assert told, f"{mistake.name} survives {mistake.claim}"
+    assert told[0].split(":")[0] not in CRASHES, f"refuted by a crash only: {told[0]}"
 
 
 CRASHES = ("NameError", "AttributeError", "UnboundLocalError", "SyntaxError", "ImportError")
@@ -93,6 +94,19 @@ def test_the_probes_tell_every_mistake_from_the_others_and_from_the_reference(ka
     assert unseen == [], "no probe shows these mistakes"
     alike = [(a.name, b.name) for (a, x), (b, y) in itertools.combinations(wrong.items(), 2) if agree(x, y)]
     assert alike == [], "the probes cannot tell these apart"
+
+
+@pytest.mark.parametrize("kata", KATAS)
+def test_the_shapes_in_the_signatures_are_true(kata, monkeypatch):
+    """The reference does the same when jaxtyping checks every argument and result of it at run time."""
+    from dojo.judge.likeness import agree, trace
+
+    plain = importlib.import_module(f"reference.{kata}")
+    monkeypatch.delitem(sys.modules, f"reference.{kata}")
+    with install_import_hook(f"reference.{kata}", "beartype.beartype"):
+        checked = importlib.import_module(f"reference.{kata}")
+    assert checked is not plain
+    assert agree(trace(kata, plain), trace(kata, checked))
 
 
 def test_try_mistake_judges_the_mistake(judge):

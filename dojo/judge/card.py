@@ -27,7 +27,7 @@ def card(claim: Claim, failure: Failure, path: Path, *, flaky: bool = False) -> 
     error = failure.error
     paragraphs = [" ".join(p.split()) for p in (claim.run.__doc__ or "").strip().split("\n\n")]
     why = " ".join(paragraphs[1:])
-    written = Card(claim.name, claim.sentence, why, _inputs(failure.inputs), _message(error), flaky=flaky)
+    written = Card(claim.name, claim.sentence, why, _inputs(failure.inputs), message(error), flaky=flaky)
     if isinstance(error, Mismatch):
         if error.expected is not None:
             written.expected = describe(error.expected)
@@ -41,7 +41,8 @@ def card(claim: Claim, failure: Failure, path: Path, *, flaky: bool = False) -> 
     return written
 
 
-def _message(error: BaseException) -> str:
+def message(error: BaseException) -> str:
+    """What went wrong, in a line."""
     if isinstance(error, (Mismatch, LeftEarly)):
         return str(error)
     if type(error) is AssertionError and str(error):

@@ -24,7 +24,7 @@ from hypothesis.database import InMemoryExampleDatabase
 
 from dojo import catalogue
 from dojo.judge import claims as claims_
-from dojo.judge.card import card
+from dojo.judge.card import card, message
 from dojo.judge.claims import BrokenClaim, Claim, Failure, Outcome, OutOfMemory
 from dojo.judge.guard import Guard, Seal, limit_resources
 from dojo.judge.subject import DoesNotLoad, load, own_line
@@ -32,6 +32,9 @@ from dojo.rules import Broken
 
 SHRINK_BUDGET = 3.0
 """Seconds for all cards after the first; claims beyond it show the example as it was found."""
+
+FULL_PATIENCE = 3
+"""How much longer a claim may take on its full number of examples: a slow answer is not a wrong one."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,8 @@ class Trial:
         if not count:
             return None
         self.channel.send("claim", claim=claim.name, stage=stage, status="running")
-        faulthandler.dump_traceback_later(self.task.seconds * 0.95, file=self.trace_fd)
+        patience = self.task.seconds * FULL_PATIENCE if stage == "full" else self.task.seconds
+        faulthandler.dump_traceback_later(patience * 0.95, file=self.trace_fd)
         try:
             outcome = claims_.search(
                 claim, subject, count, seed=self.task.seed, database=self.database,
@@ -164,7 +168,7 @@ class Trial:
     def first_failure(self, claim: Claim, failure: Failure) -> None:
         if not isinstance(failure.error, NotImplementedError):
             self.channel.send(
-                "failing", claim=claim.name, sentence=claim.sentence, message=str(failure.error)[:300]
+                "failing", claim=claim.name, sentence=claim.sentence, message=message(failure.error)[:300]
             )
 
     def tampered(self) -> bool:

@@ -258,8 +258,11 @@ class Trial:
         child.deadline = time.monotonic() + self.request.seconds
 
     def on_claim(self, child: Child, claim: str, stage: str, status: str, **found: Any) -> None:
+        from dojo.judge.child import FULL_PATIENCE
+
         child.phase = "claim"
-        child.deadline = time.monotonic() + self.request.seconds
+        patience = self.request.seconds * (FULL_PATIENCE if stage == "full" else 1)
+        child.deadline = time.monotonic() + patience
         child.running = claim if status == "running" else ""
         if status == "running":
             self.say("claim", claim=claim, stage=stage, status=status)
