@@ -129,6 +129,12 @@ def statement(name: str) -> str:
 
 
 def entry_points(name: str) -> tuple[str, ...]:
-    """The public functions and classes that the stub asks for."""
+    """The public functions and classes that the stub asks for; a Protocol is given, not asked for."""
     kinds = (ast.FunctionDef, ast.ClassDef)
-    return tuple(n.name for n in stub_tree(name).body if isinstance(n, kinds) and not n.name.startswith("_"))
+    asked = [n for n in stub_tree(name).body if isinstance(n, kinds) and not is_protocol(n)]
+    return tuple(n.name for n in asked if not n.name.startswith("_"))
+
+
+def is_protocol(node: ast.AST) -> bool:
+    """Does the class only describe what a caller passes in?"""
+    return isinstance(node, ast.ClassDef) and any("Protocol" in ast.unparse(base) for base in node.bases)

@@ -109,6 +109,7 @@ def session(brief: catalogue.Brief, asked: argparse.Namespace) -> int:
     from dojo.store import Store
 
     judge = Judge()  # torch is being imported while the screen is built
+    judge.prepare(brief.name)
     try:
         store = Store()
         running = store.open_attempt(brief.name)

@@ -112,7 +112,7 @@ def card(shown_card: Card, found: Verdict | None, brief: Brief) -> Iterator[str]
         yield wrapped(f"this looks like: {found.mistake.says}", "  ")
         yield wrapped(f"the thought behind it: {found.mistake.belief}", "  ")
     if shown_card.why:
-        yield wrapped(f"why it holds: {shown_card.why}", "  ")
+        yield wrapped(shown_card.why, "  ")
     if found is not None and brief.sources:
         yield wrapped(f"to read: {brief.sources[0]}", "  ")
 

@@ -90,9 +90,9 @@ def test_the_probes_tell_every_mistake_from_the_others_and_from_the_reference(ka
     from dojo.judge.likeness import agree, traces
 
     right, wrong = traces(kata)
-    unseen = [mistake.name for mistake, theirs in wrong.items() if agree(right, theirs)]
+    unseen = [name for name, theirs in wrong.items() if agree(right, theirs)]
     assert unseen == [], "no probe shows these mistakes"
-    alike = [(a.name, b.name) for (a, x), (b, y) in itertools.combinations(wrong.items(), 2) if agree(x, y)]
+    alike = [(a, b) for (a, x), (b, y) in itertools.combinations(wrong.items(), 2) if agree(x, y)]
     assert alike == [], "the probes cannot tell these apart"
 
 

@@ -51,16 +51,20 @@ def message(error: BaseException) -> str:
 
 
 def _inputs(drawn: dict[str, Any]) -> dict[str, str]:
-    """The drawn values by name; the fields of a dataclass stand for themselves."""
+    """The drawn values by name; dataclasses, alone or in a tuple, stand for their fields."""
     named: dict[str, str] = {}
     for name, value in drawn.items():
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            for field in dataclasses.fields(value):
-                if field.repr:
-                    named[field.name] = describe(getattr(value, field.name))
-        else:
-            named[name] = describe(value)
+        several = isinstance(value, tuple) and any(_is_case(v) for v in value)
+        for at, one in enumerate(value if several else (value,)):
+            if _is_case(one):
+                named |= {f.name: describe(getattr(one, f.name)) for f in dataclasses.fields(one) if f.repr}
+            else:
+                named[f"{name}[{at}]" if several else name] = describe(one)
     return named
+
+
+def _is_case(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def describe(value: Any) -> str:

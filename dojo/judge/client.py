@@ -100,6 +100,11 @@ class Judge:
         *_, last = self.trial(kata, path, source, **options)
         return Ruling(from_json(last["verdict"]), last["examples"])
 
+    def prepare(self, kata: str) -> None:
+        """Let the judge get ready for a kata in its own time; returns at once."""
+        with contextlib.suppress(JudgeUnavailable):
+            self._send({"do": "prepare", "kata": kata})
+
     def cancel(self) -> None:
         """End the trial under way, if there is one; its events just end."""
         with self._lock:

@@ -9,9 +9,12 @@ reference.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
 import math
 import os
+import pickle
 import types
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,7 @@ from dojo import catalogue
 from dojo.judge.guard import limit_resources
 from dojo.judge.subject import DoesNotLoad, load
 from dojo.mistake import Mistake, mistakes, wrong_source
-from dojo.places import room_file
+from dojo.places import home, room_file
 
 NEAR = {1: 5e-2, 2: 2e-2, 4: 1e-4, 8: 1e-8, 16: 1e-8}
 """How near two results must be, by the size of the dtype in bytes, relative to the largest: wide enough
@@ -33,7 +36,7 @@ for another order of summation, narrow enough to tell √d from d."""
 
 @dataclass(frozen=True)
 class Task:
-    """The file, and the mistakes to leave out of the search."""
+    """The file, and the mistakes to leave out of the search; without a path, only prepare."""
 
     kata: str
     path: str
@@ -101,22 +104,41 @@ def module_of(kata: str, name: str, source: str) -> types.ModuleType:
     return load(Path(f"<{kata} {name}>"), source, ())
 
 
-def traces(kata: str, without: tuple[str, ...] = ()) -> tuple[Trace, dict[Mistake, Trace]]:
-    """The reference's results, and each mistake's."""
+def traces(kata: str) -> tuple[Trace, dict[str, Trace]]:
+    """The reference's results, and each mistake's by name."""
     right = trace(
         kata, module_of(kata, "reference", room_file("reference", kata).read_text(encoding="utf-8"))
     )
-    chosen = [m for m in mistakes(kata) if m.name not in without]
-    return right, {m: trace(kata, module_of(kata, m.name, wrong_source(kata, m))) for m in chosen}
+    return right, {
+        m.name: trace(kata, module_of(kata, m.name, wrong_source(kata, m))) for m in mistakes(kata)
+    }
+
+
+def remembered(kata: str) -> tuple[Trace, dict[str, Trace]]:
+    """``traces``, computed once for each state of the kata's rooms and kept beside the store."""
+    rooms = [room_file(room, kata).read_bytes() for room in ("reference", "mistakes", "properties")]
+    state = hashlib.sha256(b"\0".join([*rooms, torch.__version__.encode()])).hexdigest()[:16]
+    kept = home() / ".dojo" / "traces" / f"{kata}-{state}.pickle"
+    with contextlib.suppress(OSError, pickle.PickleError, EOFError, AttributeError):
+        return pickle.loads(kept.read_bytes())
+    found = traces(kata)
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        for stale in kept.parent.glob(f"{kata}-*.pickle"):
+            stale.unlink(missing_ok=True)
+        part = kept.with_suffix(f".{os.getpid()}")
+        part.write_bytes(pickle.dumps(found))
+        part.replace(kept)
+    return found
 
 
 def likeness(kata: str, subject: types.ModuleType, without: tuple[str, ...] = ()) -> Mistake | None:
     """The one mistake whose results the subject gives on every probe, if there is exactly one."""
     mine = trace(kata, subject)
-    right, wrong = traces(kata, without)
+    right, wrong = remembered(kata)
     if agree(mine, right):
         return None
-    alike = [mistake for mistake, theirs in wrong.items() if agree(mine, theirs)]
+    alike = [m for m in mistakes(kata) if m.name not in without and agree(mine, wrong[m.name])]
     return alike[0] if len(alike) == 1 else None
 
 
@@ -128,6 +150,9 @@ def main(task: Task, event_fd: int, trace_fd: int) -> None:
     try:
         torch.set_num_threads(1)
         limit_resources(catalogue.brief(task.kata).memory_gb, 10)
+        if not task.path:  # nobody waits: only see to it that the results are there
+            remembered(task.kata)
+            return
         found = likeness(task.kata, load(Path(task.path), task.source, ()), task.without)
         if found:
             channel.send("mistake", name=found.name, says=found.says, belief=found.belief)

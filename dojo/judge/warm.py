@@ -2,7 +2,8 @@
 
 It reads requests from standard input and writes events to standard output, one JSON object a line:
 
-    in   {"do": "judge", "id": 1, "kata": …, "path": …, "source": …, …}     see ``Request``
+    in   {"do": "prepare", "kata": …}      have the kata's claims and its mistakes' results at hand
+         {"do": "judge", "id": 1, "kata": …, "path": …, "source": …, …}     see ``Request``
          {"do": "cancel"}
     out  {"event": "ready", "versions": {…}}
          {"event": "claim" | "failing" | "rule" | "stage" | "card" | "mistake", "id": 1, …}
@@ -38,7 +39,8 @@ from dojo.verdict import Card, ClaimResult, Likeness, PartResult, RuleBroken, Ve
 
 FORKS = hasattr(os, "fork") and sys.platform.startswith("linux") and os.environ.get("DOJO_JUDGE") != "spawn"
 OUTPUT_KEPT = 16_384
-LIKENESS_SECONDS = 3.0
+LIKENESS_SECONDS, LIKENESS_ALONE = 15.0, 3.0
+"""How long the search for a likeness may take: in all, and once only it keeps the verdict waiting."""
 
 
 @dataclass(frozen=True)
@@ -470,6 +472,26 @@ class Trial:
         return lines[line - 1].strip() if 0 < line <= len(lines) else ""
 
 
+def prepare(kata: str) -> int | None:
+    """Import the kata's claims, and have a child compute its mistakes' results, for which nobody waits.
+
+    Returns the child's process number, or None where there is none."""
+    from dojo.judge import claims as claims_
+    from dojo.judge import likeness
+
+    with contextlib.suppress(Exception):  # a trial will say what is wrong
+        claims_.claims(kata)
+        if not FORKS:
+            return None
+        pid = os.fork()
+        if pid == 0:
+            _die_with_parent()
+            os.nice(10)
+            likeness.main(likeness.Task(kata, "", "", ""), os.open(os.devnull, os.O_WRONLY), -1)
+        return pid
+    return None
+
+
 class Warm:
     """The loop: requests in, events out, children started, heard, timed and reaped."""
 
@@ -480,6 +502,7 @@ class Warm:
         self.selector.register(source, selectors.EVENT_READ, None)
         self.trial: Trial | None = None
         self.waiting: Request | None = None
+        self.preparing: int | None = None
         self.open = True
         self.versions = versions()
 
@@ -522,7 +545,9 @@ class Warm:
         for line in self.requests.feed(data):
             asked = json.loads(line)
             do = asked.pop("do")
-            if do == "cancel":
+            if do == "prepare":
+                self.preparing = self.preparing or prepare(asked["kata"])
+            elif do == "cancel":
                 self.waiting = None
                 self.cancel()
             elif do == "judge":
@@ -581,6 +606,9 @@ class Warm:
             pid, status = os.waitpid(child.pid, os.WNOHANG)
             if pid:
                 self.bury(child, status)
+        alive = [c for c in self.trial.children.values() if not c.gone]
+        if [c.role for c in alive] == ["likeness"]:
+            alive[0].deadline = min(alive[0].deadline, now + LIKENESS_ALONE)
         if self.trial.done:
             self.finish()
 
@@ -590,7 +618,7 @@ class Warm:
         _SPAWNED.pop(child.pid, None)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
-        sweep(spare={c.pid for c in self.trial.children.values() if not c.gone})
+        self.sweep()
         for name in tuple(child.fds.keys() - child.closed):
             while name not in child.closed:
                 try:
@@ -600,9 +628,16 @@ class Warm:
                 self.take(child, name, data)
         self.trial.reaped(child)
 
+    def sweep(self) -> None:
+        """End whatever is not at work for us."""
+        if self.preparing and os.waitpid(self.preparing, os.WNOHANG)[0]:
+            self.preparing = None
+        at_work = [c.pid for c in self.trial.children.values() if not c.gone] if self.trial else []
+        sweep(spare={*at_work, self.preparing})
+
     def finish(self) -> None:
         trial, self.trial = self.trial, None
-        sweep()
+        self.sweep()
         if not trial.cancelled:
             verdict = trial.verdict(self.versions)
             self.say("verdict", id=trial.request.id, verdict=verdict.as_json(), examples=trial.examples)

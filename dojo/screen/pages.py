@@ -40,7 +40,7 @@ def failure(board: Board, claim: str, width: int) -> RenderableType:
         rows = [*_smallest(card, width), ("", Text(""))]
     rows += _likeness(board)
     if card is not None and card.why:
-        rows.append(("why", Text(card.why)))
+        rows.append(("about", Text(card.why)))
     if card is not None and board.brief.sources:
         rows.append(("to read", Text("\n".join(board.brief.sources), style=DIM)))
     return Group(Text(board.sentence(claim), style=f"bold {RED}"), Text(""), _listed(rows), *_more(board))
