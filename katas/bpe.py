@@ -56,7 +56,7 @@ Example:
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 
 class Tokenizer:
@@ -64,7 +64,7 @@ class Tokenizer:
     special_tokens: dict[str, int]
 
     @classmethod
-    def train(cls, text: str, vocab_size: int, *, pattern: str | None = None) -> Self:
+    def train(cls, text: str, vocab_size: int, *, pattern: str | None = None) -> "Tokenizer":
         raise NotImplementedError
 
     def encode(self, text: str, *, allowed_special: Collection[str] | Literal["all"] = ()) -> list[int]:
@@ -77,7 +77,7 @@ class Tokenizer:
         raise NotImplementedError
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "Tokenizer":
         raise NotImplementedError
 
     def add_special_tokens(self, tokens: Sequence[str]) -> None:

@@ -51,12 +51,13 @@ ValueError, with the values received, if alpha is outside [0, 1] or k, max_k or 
     expected_tokens(0.5, 2)  →  1.75          best_k(0.5, 0.125, 8)  →  2          best_k(0.5, 0.75, 8)  →  0
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 
+@runtime_checkable
 class CachedModel(Protocol):
     """Given, not to be written: a language model that remembers what it has read."""
 

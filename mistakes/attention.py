@@ -319,13 +319,6 @@ MISTAKES = (
         ),
     ),
     Mistake(
-        "heads-broadcast",
-        "only head_dim and the number of keys are checked, so that a single head or entry broadcasts",
-        "Broadcasting over the leading dimensions is a feature.",
-        "test_shapes_that_do_not_fit_are_refused",
-        change=(("q.shape[:2] == k.shape[:2] == v.shape[:2] and ", ""),),
-    ),
-    Mistake(
         "always-float32",
         "float64 inputs are computed in float32",
         "float32 is precise enough.",

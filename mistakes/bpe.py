@@ -781,7 +781,7 @@ MISTAKES = (
                 "    @classmethod\n    def train(",
                 "    special_tokens: ClassVar[dict[str, int]] = {}\n\n    @classmethod\n    def train(",
             ),
-            ("from typing import Literal, Self", "from typing import ClassVar, Literal, Self"),
+            ("from typing import Literal\n", "from typing import ClassVar, Literal\n"),
             (
                 "        self.add_special_tokens(special_tokens)\n",
                 "        self.special_tokens.update((t, 256 + len(self.merges) + i) for i, t in enumerate(special_tokens))\n        self._bytes.update((i, t.encode()) for t, i in self.special_tokens.items())\n",

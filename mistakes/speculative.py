@@ -784,18 +784,6 @@ MISTAKES = (
             ),
         ),
     ),
-    Mistake(
-        "loop-arguments-unchecked",
-        "an empty prompt or a k of 0 is not refused",
-        "Nobody passes these.",
-        "test_bad_arguments_of_the_loop_are_refused",
-        change=(
-            (
-                "    if prompt.ndim != 1 or len(prompt) == 0 or k < 1 or max_new_tokens < 0:\n",
-                "    if max_new_tokens < 0:\n",
-            ),
-        ),
-    ),
     # --- choosing k ---
     Mistake(
         "total-variation-itself",

@@ -147,7 +147,7 @@ def attend(subject, case):
 
 
 class Truth:
-    """Attention in float64, straight from the definition, with what is needed to bound its rounding errors."""
+    """Attention in float64, straight from the definition, with what bounds its rounding errors."""
 
     def __init__(self, case):
         self.dtype = case.q.dtype
@@ -209,6 +209,7 @@ class Truth:
         pull, size = g @ v.mT, g.abs() @ v.abs().mT
         pull = self.scale * w * (pull - (w * pull).sum(-1, keepdim=True))
         size = abs(self.scale) * w * (size + (w * size).sum(-1, keepdim=True))
+        loose = 2 + 2 * float(self.growth(self.loudness()).amax())
         for name, got, want, magnitude in (
             ("q", found[0], pull @ k, size @ k.abs()),
             ("k", found[1], pull.mT @ q, size.mT @ q.abs()),
@@ -216,7 +217,7 @@ class Truth:
         ):
             assert_close(
                 got, want, dtype=self.dtype, length=self.length + q.shape[2] + v.shape[3], steps=self.steps,
-                magnitude=(2 + 2 * float(self.growth(self.loudness()).amax())) * magnitude, name=f"the gradient of {name}",
+                magnitude=loose * magnitude, name=f"the gradient of {name}",
             )  # fmt: skip
 
 

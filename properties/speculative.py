@@ -1222,6 +1222,7 @@ def probes(subject):
         "an eos that is drafted and refused": lambda: text(stubborn, eos=1),
         "an eos in the prompt": lambda: text(stubborn, eos=2),
         "no prompt": lambda: text(run, prompt=run.prompt[:0]),
+        "k of 0": lambda: text(run, k=0),
         "acceptance rate": lambda: subject.acceptance_rate(p, q),
         "acceptance rate of other shapes": lambda: subject.acceptance_rate(p, q[:1]),
         "expected tokens": lambda: float(subject.expected_tokens(0.5, 2)),

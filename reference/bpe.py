@@ -37,7 +37,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import chain, pairwise, zip_longest
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 
 class Tokenizer:
@@ -61,7 +61,7 @@ class Tokenizer:
         self.add_special_tokens(special_tokens)
 
     @classmethod
-    def train(cls, text: str, vocab_size: int, *, pattern: str | None = None) -> Self:
+    def train(cls, text: str, vocab_size: int, *, pattern: str | None = None) -> "Tokenizer":
         """Learn merges until there are ``vocab_size`` ids or no pair is left. ValueError below 256."""
         if vocab_size < 256:
             raise ValueError(f"vocab_size {vocab_size} has no room for the 256 bytes")
@@ -110,7 +110,7 @@ class Tokenizer:
         Path(path).write_text(json.dumps(state), encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "Tokenizer":
         """The tokenizer that was saved there."""
         return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
 

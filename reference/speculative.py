@@ -24,13 +24,14 @@ arXiv:2211.17192 (§2.3; eq. 1; Theorem 3.8); Chen et al., Accelerating Large La
 Speculative Sampling, 2023, arXiv:2302.01318 (Algorithm 2, Theorem 1).
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 
+@runtime_checkable
 class CachedModel(Protocol):
     """A language model that remembers what it has read."""
 

@@ -1,4 +1,4 @@
-"""No upcast: every intermediate stays in the dtype of the inputs; −inf first, NaN cleaned from the weights."""
+"""No upcast: all intermediates in the dtype of the inputs; −inf first, NaN cleaned from the weights."""
 
 import math
 

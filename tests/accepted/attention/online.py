@@ -1,4 +1,4 @@
-"""Keys in blocks of two with a running maximum and sum, in float32 at least; nothing of T_q × T_k is stored."""
+"""Keys in blocks of two with a running maximum and sum, in float32 at least; no T_q × T_k scores."""
 
 import torch
 
