@@ -81,7 +81,7 @@ def distinct(draw: st.DrawFn, count: int, *, low: int = 1, high: int = 6) -> lis
     return sizes
 
 
-def examples(*, quick: int = 8, full: int = 40) -> Callable[[Callable], Callable]:
+def examples(*, quick: int = 5, full: int = 40) -> Callable[[Callable], Callable]:
     """How many examples a claim is tried on: in the quick verdict, and in the confirmed one.
 
     ``quick=0`` leaves a costly claim to the confirmed verdict. Stands above ``@given``.

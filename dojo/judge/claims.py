@@ -23,7 +23,7 @@ from dojo import catalogue
 
 SEARCH = (Phase.explicit, Phase.reuse, Phase.generate)
 SHRINK = (Phase.explicit, Phase.reuse, Phase.shrink)
-QUICK, FULL = 8, 40
+QUICK, FULL = 5, 40
 SHRINK_SECONDS = 1.0
 
 settings.register_profile(

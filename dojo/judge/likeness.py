@@ -122,7 +122,7 @@ def remembered(kata: str) -> tuple[Trace, dict[str, Trace]]:
     with contextlib.suppress(OSError, pickle.PickleError, EOFError, AttributeError):
         return pickle.loads(kept.read_bytes())
     found = traces(kata)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, pickle.PickleError, TypeError, AttributeError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         for stale in kept.parent.glob(f"{kata}-*.pickle"):
             stale.unlink(missing_ok=True)
