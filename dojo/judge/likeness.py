@@ -149,7 +149,7 @@ def main(task: Task, event_fd: int, trace_fd: int) -> None:
     channel, leave = Channel(event_fd, task.nonce), os._exit
     try:
         torch.set_num_threads(1)
-        limit_resources(catalogue.brief(task.kata).memory_gb, 10)
+        limit_resources(catalogue.brief(task.kata).memory_gb, 10 if task.path else 300)
         if not task.path:  # nobody waits: only see to it that the results are there
             remembered(task.kata)
             return
