@@ -839,6 +839,7 @@ def test_append_moves_the_new_tokens_only(subject, n):
         expected=f"at most {allowed}, a quarter of the keys held",
         got=made.elements["cpu"],
     )
+    assert_equal(pool.gather(table)[0].shape[1], past.shape[1] + n, "the number of keys held afterwards")
 
 
 @examples(quick=1, full=2)
@@ -848,7 +849,8 @@ def test_a_pool_lies_on_its_device(subject, num_blocks):
 
     Catches a device that is ignored."""
     with Made() as made:
-        subject.BlockPool(num_blocks, 2, 4, 16, device="meta")
+        pool = subject.BlockPool(num_blocks, 2, 4, 16, device="meta")
+    assert_equal(pool.num_free, num_blocks, "the number of free blocks")
     size = num_blocks * 2 * 4 * 16
     assert_true(
         made.elements["cpu"] < size,

@@ -26,7 +26,7 @@ from dojo import catalogue
 from dojo.judge import claims as claims_
 from dojo.judge.card import card, message
 from dojo.judge.claims import BrokenClaim, Claim, Failure, Outcome, OutOfMemory
-from dojo.judge.guard import Guard, Seal, limit_resources
+from dojo.judge.guard import Guard, Seal, limit_resources, seal
 from dojo.judge.subject import DoesNotLoad, load, own_line
 from dojo.rules import Broken
 
@@ -90,7 +90,7 @@ class Trial:
         torch.set_num_threads(1)
         limit_resources(self.brief.memory_gb, self.task.wall)
         faulthandler.enable(self.trace_fd)
-        self.seal = Seal(self.task.kata)
+        self.seal = seal(self.task.kata)
         self.guard = Guard(self.path, self.brief, self.rule_broken)
         self.guard.arm()
         subject = self.load()
@@ -111,7 +111,8 @@ class Trial:
         self.channel.send("loading")
         faulthandler.dump_traceback_later(self.task.seconds * 0.95, file=self.trace_fd)
         try:
-            return load(self.path, self.task.source, catalogue.entry_points(self.task.kata))
+            with self.guard:
+                return load(self.path, self.task.source, catalogue.entry_points(self.task.kata))
         except DoesNotLoad as error:
             if error.__cause__ is not None and claims_.out_of_memory(error.__cause__):
                 self.channel.send("out_of_memory", claim="", line=error.line, text=error.text)
@@ -148,7 +149,7 @@ class Trial:
         faulthandler.dump_traceback_later(patience * 0.95, file=self.trace_fd)
         try:
             outcome = claims_.search(
-                claim, subject, count, seed=self.task.seed, database=self.database,
+                claim, subject, count, seed=self.task.seed, database=self.database, guard=self.guard,
                 on_failure=lambda failure: self.first_failure(claim, failure),
             )  # fmt: skip
         except OutOfMemory as error:

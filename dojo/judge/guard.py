@@ -12,6 +12,7 @@ shortcut that a person takes by habit or for fun, and says which.
 from __future__ import annotations
 
 import builtins
+import functools
 import importlib.abc
 import importlib.machinery
 import math
@@ -68,7 +69,8 @@ class Guard(TorchFunctionMode, importlib.abc.MetaPathFinder):
 
     ``broken`` fills up as things happen; ``on_broken`` hears of each the first time. A forbidden torch
     operation is noted and let through, so that the claims still tell what is wrong with the result;
-    a room, a process or a socket is refused with PermissionError.
+    a room, a process or a socket is refused with PermissionError. Imports, files and processes are watched
+    once it is armed, torch operations within ``with guard:``, because that costs every operation a call.
     """
 
     def __init__(self, path: Path, brief: Brief, on_broken: Callable[[Broken], None]):
@@ -85,7 +87,6 @@ class Guard(TorchFunctionMode, importlib.abc.MetaPathFinder):
         sys.meta_path.insert(0, self)
         sys.addaudithook(self.audit)
         self.armed = True
-        self.__enter__()
 
     def note(self, says: str) -> None:
         broken = Broken(says, self.subject_line())
@@ -142,7 +143,7 @@ class Guard(TorchFunctionMode, importlib.abc.MetaPathFinder):
 
 
 class Seal:
-    """The identity of every callable that a verdict rests on, as it was before the file was loaded.
+    """Every callable that a verdict rests on, as it was before any file was loaded.
 
     In the modules of torch and the standard library only what was there is compared, since they add
     names lazily; in classes and in our own modules a name that is new counts too, because it may shadow
@@ -150,26 +151,22 @@ class Seal:
     """
 
     def __init__(self, kata: str):
-        self.spaces = list(_spaces(kata))
-        self.record = [self._read(space) for space, _ in self.spaces]
+        self.record = [(space, strict, _callables(space)) for space, strict in _spaces(kata)]
         self.builtins = dict(vars(builtins))
-
-    @staticmethod
-    def _read(space: Any) -> dict[str, tuple]:
-        return {
-            name: (id(value), id(value.__code__) if isinstance(value, types.FunctionType) else None)
-            for name, value in list(vars(space).items())
-            if callable(value) or isinstance(value, (property, staticmethod, classmethod))
-        }
 
     def broken(self) -> list[str]:
         """The names that were replaced or added since."""
         found = self._restored_builtins()
-        for (space, strict), before in zip(self.spaces, self.record, strict=True):
-            after = self._read(space)
-            changed = [name for name, was in before.items() if after.get(name) != was]
-            added = [name for name in after.keys() - before.keys() if strict]
-            found += [f"{getattr(space, '__name__', space)}.{name}" for name in (*changed, *added)]
+        for space, strict, before in self.record:
+            now = vars(space)
+            names = [
+                name
+                for name, (was, code) in before.items()
+                if now.get(name) is not was or (code is not None and was.__code__ is not code)
+            ]
+            if strict:
+                names += [name for name in now.keys() - before.keys() if _counts(now[name])]
+            found += [f"{getattr(space, '__name__', space)}.{name}" for name in names]
         return sorted(found)
 
     def _restored_builtins(self) -> list[str]:
@@ -182,6 +179,24 @@ class Seal:
                 f"builtins.{n}" for n, was in self.builtins.items() if now.get(n) is not was and n != "_"
             ]
         return names
+
+
+def _counts(value: Any) -> bool:
+    return callable(value) or isinstance(value, (property, staticmethod, classmethod))
+
+
+def _callables(space: Any) -> dict[str, tuple[Any, types.CodeType | None]]:
+    return {
+        name: (value, value.__code__ if isinstance(value, types.FunctionType) else None)
+        for name, value in list(vars(space).items())
+        if _counts(value)
+    }
+
+
+@functools.cache
+def seal(kata: str) -> Seal:
+    """The seal for a kata; made once in the warm process, whose children inherit it."""
+    return Seal(kata)
 
 
 def _spaces(kata: str) -> Iterator[tuple[Any, bool]]:
