@@ -41,16 +41,20 @@ FULL_PATIENCE = 3
 class Task:
     """What one child is to do.
 
-    ``stages`` are (``quick`` or ``full``, claim names) in order. ``stop_at_first`` ends at the first
-    failing claim, and ``cards`` says whether to shrink and write the failures down. ``examples`` are
-    failing examples of earlier verdicts by claim, replayed first.
+    ``claims`` are put to the file in each of the ``stages`` (``quick``, ``full``). In the full stage children
+    share them: ``queue`` is a pipe that holds a byte for each, its place in ``claims``, and whoever reads the
+    byte runs the claim. ``stop_at_first`` ends at the first failing claim, and ``cards`` says whether to
+    shrink and write the failures down. ``examples`` are failing examples of earlier verdicts by claim,
+    replayed first.
     """
 
     kata: str
     path: str
     source: str
-    stages: tuple[tuple[str, tuple[str, ...]], ...]
+    claims: tuple[str, ...]
+    stages: tuple[str, ...]
     nonce: str
+    queue: int = -1
     seed: int | None = None
     cards: bool = True
     stop_at_first: bool = False
@@ -102,7 +106,7 @@ class Trial:
             return
         if failures and self.task.cards:
             self.write_cards(failures, subject)
-        self.channel.send("finished", claims=[name for _, names in self.task.stages for name in names])
+        self.channel.send("finished")
 
     def rule_broken(self, broken: Broken) -> None:
         self.channel.send("rule", **asdict(broken))
@@ -122,22 +126,30 @@ class Trial:
 
     def judge(self, every: dict[str, Claim], subject: types.ModuleType) -> Iterator[tuple[Claim, Outcome]]:
         """Run the stages. A part is only begun when the one before it held."""
-        for stage, names in self.task.stages:
-            stopped_in = None
-            for name in names:
+        for stage in self.task.stages:
+            failed: int | None = None
+            for name in self.turn(stage):
                 claim = every[name]
-                if stopped_in is not None and (claim.part != stopped_in or self.task.stop_at_first):
-                    break
+                if failed is not None and (claim.part > failed or self.task.stop_at_first):
+                    continue
                 outcome = self.claim(claim, subject, stage)
                 if outcome is not None and outcome.failure is not None:
-                    stopped_in = claim.part
+                    failed = claim.part
                     if not isinstance(outcome.failure.error, NotImplementedError):
                         yield claim, outcome
             # What is to be refused anyway is not worth the full number of examples.
             foul = bool(self.guard.broken or self.seal.broken())
-            self.channel.send("stage", stage=stage, held=stopped_in is None and not foul)
-            if stopped_in is not None or foul:
+            self.channel.send("stage", stage=stage, held=failed is None and not foul)
+            if failed is not None or foul:
                 return
+
+    def turn(self, stage: str) -> Iterator[str]:
+        """The claims that this child runs in a stage: all in the quick one, those it draws in the full one."""
+        if stage == "quick":
+            yield from self.task.claims
+            return
+        while drawn := os.read(self.task.queue, 1):
+            yield self.task.claims[drawn[0]]
 
     def claim(self, claim: Claim, subject: types.ModuleType, stage: str) -> Outcome | None:
         """Put one claim to the subject; None if this stage leaves it out."""

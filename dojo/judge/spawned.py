@@ -11,8 +11,6 @@ def main() -> None:
     asked = json.load(sys.stdin)
     if asked["main"] == "child":
         from dojo.judge import child as room
-
-        asked["task"]["stages"] = tuple((stage, tuple(names)) for stage, names in asked["task"]["stages"])
     else:
         from dojo.judge import likeness as room
     room.main(room.Task(**asked["task"]), int(sys.argv[1]), int(sys.argv[2]))

@@ -9,10 +9,10 @@ It reads requests from standard input and writes events to standard output, one 
          {"event": "claim" | "failing" | "rule" | "stage" | "card" | "mistake", "id": 1, …}
          {"event": "verdict", "id": 1, "verdict": {…}, "examples": {claim: [hex]}}
 
-A trial is one child that runs every claim on few examples (quick) and then its half of them on all
-(full); when the quick stage holds, a second child takes the other half. The first failing claim
-starts a third, which looks for the mistake that the file resembles. Where fork is unsafe the children
-are spawned, which costs an import of torch each.
+A trial is one child that runs every claim on few examples (quick) and then on all (full); when the quick
+stage holds, a second child joins it, and the two draw claims from one queue until it is empty. The first
+failing claim starts a third, which looks for the mistake that the file resembles. Where fork is unsafe the
+children are spawned, which costs an import of torch each.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class Request:
 class Child:
     """A process at work for a trial, its pipes, and what is known of how it ended."""
 
-    def __init__(self, role: str, body: Callable[[int, int], None], spawn: dict[str, Any]):
+    def __init__(
+        self, role: str, body: Callable[[int, int], None], spawn: dict[str, Any], queue: int = -1
+    ):
         self.role = role
         self.events = _Lines()
         self.output = self.trace = b""
@@ -86,7 +88,7 @@ class Child:
         pipes = {name: os.pipe() for name in ("events", "trace", "output")}
         self.fds = {name: read for name, (read, _) in pipes.items()}
         writes = {name: write for name, (_, write) in pipes.items()}
-        self.pid = _fork(body, writes) if FORKS else _spawn(spawn, writes)
+        self.pid = _fork(body, writes, queue) if FORKS else _spawn(spawn, writes, queue)
         for fd in writes.values():
             os.close(fd)
         for fd in self.fds.values():
@@ -117,7 +119,7 @@ class _Lines:
         return lines
 
 
-def _fork(body: Callable[[int, int], None], writes: dict[str, int]) -> int:
+def _fork(body: Callable[[int, int], None], writes: dict[str, int], queue: int) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -127,7 +129,7 @@ def _fork(body: Callable[[int, int], None], writes: dict[str, int]) -> int:
     os.dup2(nothing, 0)
     os.dup2(writes["output"], 1)
     os.dup2(writes["output"], 2)
-    keep = {writes["events"], writes["trace"]}
+    keep = {writes["events"], writes["trace"], queue}
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd > 2 and fd not in keep:
             with contextlib.suppress(OSError):
@@ -138,11 +140,12 @@ def _fork(body: Callable[[int, int], None], writes: dict[str, int]) -> int:
     os._exit(70)  # not reached: the body leaves by itself
 
 
-def _spawn(task: dict[str, Any], writes: dict[str, int]) -> int:
+def _spawn(task: dict[str, Any], writes: dict[str, int], queue: int) -> int:
     fds = (writes["events"], writes["trace"])
     process = subprocess.Popen(
         [sys.executable, "-m", "dojo.judge.spawned", *map(str, fds)],
-        stdin=subprocess.PIPE, stdout=writes["output"], stderr=writes["output"], pass_fds=fds,
+        stdin=subprocess.PIPE, stdout=writes["output"], stderr=writes["output"],
+        pass_fds=(*fds, queue) if queue >= 0 else fds,
         start_new_session=True,
     )  # fmt: skip
     with contextlib.suppress(BrokenPipeError):
@@ -183,6 +186,7 @@ class Trial:
         self.ended: dict[str, Any] | None = None  # an end other than held or failed, the first that came
         self.cancelled = False
         self.lines: int | None = None
+        self.queue = -1
         self.open()
 
     # --- starting -----------------------------------------------------------------------------
@@ -201,26 +205,33 @@ class Trial:
             self.rules = scan(self.request.source, self.brief)
         for broken in self.rules:
             self.say("rule", **dataclasses.asdict(broken))
-        names = [n for n in self.brief.claims if not self.request.only or n in self.request.only]
-        self.due["quick"] = {n for n in names if self.every[n].count("quick")}
-        stages = [("quick", tuple(names))]
-        if self.request.confirm and not any(b.forbidden for b in self.rules):
-            self.due["full"] = set(names)
-            self.halves = (tuple(names[0::2]), tuple(names[1::2])) if len(names) > 1 else (tuple(names), ())
-            stages.append(("full", self.halves[0]))
-        self.run_child("trial", stages)
+        self.names = tuple(n for n in self.brief.claims if not self.request.only or n in self.request.only)
+        self.due["quick"] = {n for n in self.names if self.every[n].count("quick")}
+        confirm = self.request.confirm and not any(b.forbidden for b in self.rules)
+        if confirm:
+            self.due["full"] = set(self.names)
+            self.queue = self.filled_queue()
+        self.run_child("trial", "quick", *["full"] * confirm)
 
-    def run_child(self, role: str, stages: list[tuple[str, tuple[str, ...]]]) -> None:
+    def filled_queue(self) -> int:
+        """A pipe with one byte for each claim, those first that the quick stage leaves out: they take longest."""
+        read, write = os.pipe()
+        late_first = sorted(range(len(self.names)), key=lambda i: self.names[i] in self.due["quick"])
+        os.write(write, bytes(late_first))
+        os.close(write)
+        return read
+
+    def run_child(self, role: str, *stages: str) -> None:
         from dojo.judge.child import Task, main
 
         request = self.request
         task = Task(
-            request.kata, request.path, request.source, tuple(stages), self.nonce, seed=request.seed,
-            cards=request.cards, stop_at_first=request.stop_at_first, examples=request.examples,
-            seconds=request.seconds, wall=request.wall or self.brief.wall,
+            request.kata, request.path, request.source, self.names, stages, self.nonce, queue=self.queue,
+            seed=request.seed, cards=request.cards, stop_at_first=request.stop_at_first,
+            examples=request.examples, seconds=request.seconds, wall=request.wall or self.brief.wall,
         )  # fmt: skip
         spawn = {"main": "child", "task": dataclasses.asdict(task)}
-        child = Child(role, lambda events, trace: main(task, events, trace), spawn)
+        child = Child(role, lambda events, trace: main(task, events, trace), spawn, self.queue)
         self.add(child)
 
     def compare(self) -> None:
@@ -294,8 +305,8 @@ class Trial:
         child.running = ""
         if stage == "quick" and child.role == "trial":
             self.say("stage", stage=stage, held=held, seconds=round(time.monotonic() - self.began, 3))
-            if held and self.due["full"] and self.halves[1]:
-                self.run_child("second", [("full", self.halves[1])])
+            if held and len(self.due["full"]) > 1:
+                self.run_child("second", "full")
 
     def on_card(self, child: Child, card: dict[str, Any], example: str | None) -> None:
         child.deadline = time.monotonic() + self.request.seconds
@@ -311,7 +322,7 @@ class Trial:
             "mistake", name=name, says=says, belief=belief, seconds=round(time.monotonic() - self.began, 3)
         )
 
-    def on_finished(self, child: Child, claims: list[str] | None = None) -> None:
+    def on_finished(self, child: Child) -> None:
         child.finished = True
         child.deadline = time.monotonic() + 2
 
@@ -637,6 +648,8 @@ class Warm:
 
     def finish(self) -> None:
         trial, self.trial = self.trial, None
+        if trial.queue >= 0:
+            os.close(trial.queue)
         self.sweep()
         if not trial.cancelled:
             verdict = trial.verdict(self.versions)
