@@ -28,6 +28,7 @@ from dojo.judge.card import card, message
 from dojo.judge.claims import BrokenClaim, Claim, Failure, Outcome, OutOfMemory
 from dojo.judge.guard import Guard, Seal, limit_resources, seal
 from dojo.judge.subject import DoesNotLoad, load, own_line
+from dojo.ranks import Stuck
 from dojo.rules import Broken
 
 SHRINK_BUDGET = 3.0
@@ -168,6 +169,9 @@ class Trial:
             line = own_line(error, self.path)
             self.channel.send("out_of_memory", claim=claim.name, line=line, text="")
             os._exit(0)
+        except Stuck as stuck:
+            self.channel.send("stuck", claim=claim.name, message=str(stuck), line=stuck.line)
+            os._exit(0)
         status = "held"
         if outcome.failure is not None:
             unwritten = isinstance(outcome.failure.error, NotImplementedError)
@@ -206,10 +210,7 @@ class Trial:
         for claim, outcome in failures:
             faulthandler.dump_traceback_later(self.task.seconds * 0.95, file=self.trace_fd)
             if claim.is_drawn and not outcome.flaky and time.perf_counter() - started < SHRINK_BUDGET:
-                shrunk = claims_.shrink(claim, subject, database=self.database)
-                outcome = (
-                    shrunk if shrunk.failure else Outcome(outcome.examples, 0, outcome.failure, flaky=True)
-                )
+                outcome = self.shrunk(claim, outcome, subject)
             written = card(claim, outcome.failure, self.path, flaky=outcome.flaky)
             key = claim.name.encode()
             # The secondary key holds what was found before shrinking; the primary, the smallest.
@@ -217,6 +218,15 @@ class Trial:
                 self.database.fetch(key), key=lambda example: (len(example), example), default=None
             )
             self.channel.send("card", card=asdict(written), example=smallest.hex() if smallest else None)
+
+
+    def shrunk(self, claim: Claim, found: Outcome, subject: types.ModuleType) -> Outcome:
+        """The smallest failure; the one that was found, marked flaky, if it cannot be had again."""
+        with contextlib.suppress(Stuck):
+            smallest = claims_.shrink(claim, subject, database=self.database)
+            if smallest.failure:
+                return smallest
+        return Outcome(found.examples, 0, found.failure, flaky=True)
 
 
 class _Canary:

@@ -24,6 +24,7 @@ from hypothesis.database import ExampleDatabase, InMemoryExampleDatabase
 from hypothesis.errors import HypothesisException
 
 from dojo import catalogue
+from dojo.ranks import Stuck
 
 SEARCH = (Phase.explicit, Phase.reuse, Phase.generate)
 SHRINK = (Phase.explicit, Phase.reuse, Phase.shrink)
@@ -47,6 +48,13 @@ class LeftEarly(AssertionError):
 
 class OutOfMemory(Exception):
     """The subject asked for more memory than the trial allows."""
+
+
+class _Ended(BaseException):
+    """Takes what ends the whole trial past Hypothesis, which would try the example again."""
+
+    def __init__(self, why: Exception):
+        self.why = why
 
 
 class BrokenClaim(RuntimeError):
@@ -167,8 +175,8 @@ def _run(
     flaky = False
     try:
         test(subject=subject)
-    except OutOfMemory:
-        raise
+    except _Ended as ended:
+        raise ended.why from ended.__cause__
     except HypothesisException as broken:
         flaky = watch.failure is not None
         if not flaky:
@@ -215,11 +223,13 @@ class _Watch:
                 inner(**inputs)
         except HypothesisException:
             raise  # how Hypothesis steers: an example that does not count
+        except Stuck as stuck:
+            raise _Ended(stuck) from stuck
         except (SystemExit, KeyboardInterrupt) as left:
             self._failed(inputs, LeftEarly(f"the code called for an exit: {left!r}"), left, reraise)
         except Exception as error:
             if out_of_memory(error):
-                raise OutOfMemory(str(error)) from error
+                raise _Ended(OutOfMemory(str(error))) from error
             self._failed(inputs, error, error.__cause__, reraise)
 
     def _failed(self, inputs: dict, error: BaseException, cause: BaseException | None, reraise: bool) -> None:

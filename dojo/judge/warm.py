@@ -72,9 +72,7 @@ class Request:
 class Child:
     """A process at work for a trial, its pipes, and what is known of how it ended."""
 
-    def __init__(
-        self, role: str, body: Callable[[int, int], None], spawn: dict[str, Any], queue: int = -1
-    ):
+    def __init__(self, role: str, body: Callable[[int, int], None], spawn: dict[str, Any], queue: int = -1):
         self.role = role
         self.events = _Lines()
         self.output = self.trace = b""
@@ -336,6 +334,10 @@ class Trial:
         where = f"while this was tried: {self.sentence(claim)}" if claim else "while the file was loaded"
         bound = f"more than {self.brief.memory_gb:g} GB were asked for"
         self.end("out_of_memory", child, message=f"{bound} {where}", line=line, text=text, claim=claim)
+
+    def on_stuck(self, child: Child, claim: str, message: str, line: int) -> None:
+        message = f"{message} while this was tried: {self.sentence(claim)}"
+        self.end("timed_out", child, message=message, line=line, text=self.text(line), claim=claim)
 
     def on_judge_error(self, child: Child, message: str) -> None:
         self.end("judge_error", child, message=message)
