@@ -57,7 +57,10 @@ class Brief:
     ``lines`` counts logical lines of code (see ``dojo.rules``); None means no limit. ``forbidden``
     are names of torch operations, however they are reached; ``forbidden_imports`` are modules;
     ``builds_on`` are the references that the kata may import; ``allows`` are guarded modules
-    (``threading``, ``ctypes`` …) that this kata needs. ``wall`` and ``memory_gb`` bound a trial.
+    (``threading``, ``ctypes`` …) that this kata needs. ``wall`` and ``memory_gb`` bound a trial. ``needs``
+    are modules beyond the suite's own (``triton``) without which it cannot be practised. ``hunt_leaves``
+    are functions, methods and classes that a bug hunt leaves to be written, for the parts after the first,
+    and ``hunt_bugs`` is how many it plants unless told otherwise.
     """
 
     name: str
@@ -70,6 +73,9 @@ class Brief:
     forbidden_imports: tuple[str, ...] = ()
     builds_on: tuple[str, ...] = ()
     allows: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    hunt_leaves: tuple[str, ...] = ()
+    hunt_bugs: int = 1
     hints: tuple[str, ...] = ()
     follow_ups: tuple[FollowUp, ...] = ()
     sources: tuple[str, ...] = ()

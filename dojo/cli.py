@@ -7,10 +7,15 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dojo import catalogue, plain
 from dojo.catalogue import BadBrief, UnknownKata
 from dojo.places import practice_file, room_file, shown
+
+if TYPE_CHECKING:
+    from dojo.exercise import Exercise
+    from dojo.store import Attempt
 
 PASSED, REJECTED, USAGE = 0, 1, 2
 EPILOG = """\
@@ -19,6 +24,7 @@ commands (python runner.py COMMAND --help tells more):
   list            all katas                  show KATA      statement and rules
   hint KATA       the next hint              solution KATA  the reference
   reset KATA      the blank stub again       history [KATA] what you did, and files put aside
+  hunt [KATA]     find the bugs planted in a working file, on the clock
   check [KATA]    do the rooms agree?        doctor         what works on this machine
 """
 
@@ -95,26 +101,32 @@ def practise(argv: list[str]) -> int:
     brief = catalogue.brief(asked.kata)
     if asked.file is not None and not asked.file.is_file():
         raise Refused(f"--file {asked.file}: there is no such file")
-    screen = sys.stdin.isatty() and sys.stdout.isatty()
-    if asked.once or asked.json or asked.file is not None or not screen:
-        return once(brief, asked)
-    print(f"{brief.title} · {brief.tier} · par {brief.minutes} min", flush=True)
-    return session(brief, asked)
+    from dojo.exercise import build
+
+    if not (asked.once or asked.json or asked.file is not None or not _on_a_terminal()):
+        print(f"{brief.title} · {brief.tier} · par {brief.minutes} min", flush=True)
+        return session(lambda running: build(brief.name), brief.name, asked)
+    return once(build(brief.name), asked)
 
 
-def session(brief: catalogue.Brief, asked: argparse.Namespace) -> int:
-    """A session on the screen."""
+def _on_a_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def session(exercise: Callable[[Attempt | None], Exercise], name: str, asked: argparse.Namespace) -> int:
+    """A session on the screen. ``exercise`` gives what to practise, knowing the attempt to go on with."""
     from dojo.judge.client import Judge
     from dojo.session import can_go_on, open_session
     from dojo.store import Store
 
     judge = Judge()  # torch is being imported while the screen is built
-    judge.prepare(brief.name)
     try:
         store = Store()
-        running = store.open_attempt(brief.name)
+        running = store.open_attempt(name)
         resume = asked.resume or (can_go_on(running) and go_on(running))
-        opened = open_session(brief.name, store, timed=asked.timed, resume=resume)
+        chosen = exercise(running if resume else None)
+        judge.prepare(chosen.kata)
+        opened = open_session(chosen, store, timed=asked.timed, resume=resume)
         from dojo.screen.app import run_session
 
         return run_session(opened.session, judge, resumed=opened.resumed, kept=opened.kept, edit=asked.edit)
@@ -139,32 +151,34 @@ def _now() -> float:
     return time.time()
 
 
-def once(brief: catalogue.Brief, asked: argparse.Namespace) -> int:
+def once(exercise: Exercise, asked: argparse.Namespace) -> int:
     """One confirmed verdict, as text or JSON. The file in ``practice/`` is judged as it stands."""
     from dojo.judge.client import Judge
-    from dojo.session import Session, write_stub
+    from dojo.session import Session, write_out
     from dojo.store import Store
 
+    brief = exercise.brief
     with Judge() as judge:
-        store, path = Store(), asked.file or practice_file(brief.name)
+        store, path = Store(), asked.file or practice_file(exercise.name)
         if not path.exists():
-            write_stub(brief.name)
+            write_out(exercise)
             if not asked.json:
                 print(plain.statement(brief))
                 print(
-                    f"\nThe blank stub is now in {shown(path)}. Write it there and run this again.\n",
+                    f"\nThe file to begin with is now {shown(path)}. Write there, and run this again.\n",
                     flush=True,
                 )
         source = path.read_text(encoding="utf-8-sig", errors="replace")
-        running = store.open_attempt(brief.name) if asked.file is None else None
+        running = store.open_attempt(exercise.name) if asked.file is None else None
         if running:
-            attempt = Session(brief.name, store, running)
+            attempt = Session(exercise, store, running)
             ruling = attempt.judge(judge)
         else:
             attempt = None
-            ruling = judge.judge(brief.name, path.resolve(), source, examples=store.examples(brief.name))
+            options = exercise.judged | {"examples": store.examples(exercise.name)}
+            ruling = judge.judge(exercise.kata, path.resolve(), source, **options)
             store.add_verdict(None, source, ruling.verdict)
-            store.add_examples(brief.name, ruling.examples)
+            store.add_examples(exercise.name, ruling.examples)
     found = ruling.verdict
     if asked.json:
         print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
@@ -173,10 +187,73 @@ def once(brief: catalogue.Brief, asked: argparse.Namespace) -> int:
         if found.passed:
             if attempt is not None and attempt.result:
                 print(plain.result(attempt.result))
+                print("".join(f"mended: {says}\n" for says in exercise.says), end="")
             print("\n" + plain.follow_ups(brief))
     if found.outcome == "judge_error":
         return USAGE
     return PASSED if found.passed else REJECTED
+
+
+def hunt(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "runner.py hunt", description="A working file with bugs planted in it, drawn by a seed, on the clock."
+    )
+    parser.add_argument("kata", nargs="?", help="which file (default: drawn as well)")
+    parser.add_argument("--seed", type=int, help="the same seed plants the same bugs (default: a new one)")
+    parser.add_argument("--bugs", type=int, help="how many (default: 4 in gpt, else 1)")
+    parser.add_argument("--subtle", action="store_true", help="only such as change little in the text")
+    parser.add_argument("--untimed", dest="timed", action="store_false", help="without a limit")
+    for option, what in (("--continue", "go on with the open hunt"), ("--edit", "open $VISUAL or $EDITOR"),
+                         ("--once", "one verdict as text"), ("--json", "one verdict as JSON")):  # fmt: skip
+        parser.add_argument(
+            option, dest=option[2:].replace("continue", "resume"), action="store_true", help=what
+        )
+    asked = parser.parse_args(argv)
+    asked.file = None
+    return hunted(asked)
+
+
+def hunted(asked: argparse.Namespace) -> int:
+    """Draw the bugs, or go on with those of the open attempt."""
+    import random
+
+    from dojo import hunt as hunts
+    from dojo.store import Store
+
+    if asked.kata is not None:
+        catalogue.brief(asked.kata)
+    if asked.bugs is not None and not 1 <= asked.bugs <= hunts.MOST_BUGS:
+        raise Refused(f"--bugs {asked.bugs}: expected 1 to {hunts.MOST_BUGS}")
+    seed = random.randrange(10_000) if asked.seed is None else asked.seed
+    kata = asked.kata or random.Random(seed).choice(sorted(catalogue.names()))
+    bugs = asked.bugs or catalogue.brief(kata).hunt_bugs
+
+    def exercise(running: Attempt | None) -> Exercise:
+        if running is not None:
+            return hunts.exercise(kata, running.planted, running.seed)
+        try:
+            drawn = hunts.draw(kata, seed, bugs, subtle=asked.subtle)
+        except hunts.NoSuchHunt as none:
+            raise Refused(str(none)) from none
+        return hunts.exercise(kata, [m.name for m in drawn], seed)
+
+    name = hunts.name_of(kata)
+    once_only = asked.once or asked.json or not _on_a_terminal()
+    if not asked.json:
+        extra = f" --bugs {bugs}" + " --subtle" * asked.subtle
+        print(f"hunt {kata} · again: python runner.py hunt {kata} --seed {seed}{extra}", flush=True)
+    if not once_only:
+        return session(exercise, name, asked)
+    store = Store()
+    running = store.open_attempt(name)
+    if running is None or (asked.seed is not None and running.seed != seed):
+        from dojo.session import open_session
+
+        opened = open_session(exercise(None), store, timed=asked.timed, resume=False)
+        if opened.kept is not None and not asked.json:
+            print(f"what was in {shown(opened.session.path)} is kept: history {name} --show {opened.kept}")
+        running = opened.session.attempt
+    return once(exercise(running), asked)
 
 
 # --- the other commands -----------------------------------------------------------------------------
@@ -223,12 +300,13 @@ def show(argv: list[str]) -> int:
 def hint(argv: list[str]) -> int:
     asked = _kata_alone("hint", "The next hint; it is recorded with the open attempt.", argv)
     brief = catalogue.brief(asked.kata)
+    from dojo.exercise import build
     from dojo.session import Session
     from dojo.store import Store
 
     store = Store()
     running = store.open_attempt(brief.name) or store.begin(brief.name, None)
-    session = Session(brief.name, store, running)
+    session = Session(build(brief.name), store, running)
     taken = session.next_hint()
     if taken is None:
         print(f"all {len(brief.hints)} hints are taken; the last: {brief.hints[-1]}")
@@ -240,6 +318,7 @@ def hint(argv: list[str]) -> int:
 def solution(argv: list[str]) -> int:
     asked = _kata_alone("solution", "The reference; an open attempt ends as given up.", argv)
     brief = catalogue.brief(asked.kata)
+    from dojo.exercise import build
     from dojo.session import Session
     from dojo.store import Store
 
@@ -250,7 +329,7 @@ def solution(argv: list[str]) -> int:
         if answer.strip().lower() not in ("y", "yes"):
             return 0
     if running is not None:
-        print(Session(brief.name, store, running).give_up())
+        print(Session(build(brief.name), store, running).give_up())
     else:
         print(room_file("reference", brief.name).read_text(encoding="utf-8"))
     return 0
@@ -259,11 +338,13 @@ def solution(argv: list[str]) -> int:
 def reset(argv: list[str]) -> int:
     asked = _kata_alone("reset", "Put the blank stub back; what was there is kept.", argv)
     brief = catalogue.brief(asked.kata)
-    from dojo.session import put_aside, write_stub
+    from dojo.exercise import build
+    from dojo.session import put_aside, write_out
     from dojo.store import Store
 
-    kept = put_aside(brief.name, Store(), "reset")
-    path = write_stub(brief.name)
+    exercise = build(brief.name)
+    kept = put_aside(exercise, Store(), "reset")
+    path = write_out(exercise)
     aside = (
         f"; what was there is kept as number {kept}: python runner.py history {brief.name} --show {kept}"
         if kept
@@ -281,7 +362,7 @@ def history(argv: list[str]) -> int:
     parser.add_argument("--show", type=int, metavar="NUMBER", help="print a file that was put aside")
     asked = parser.parse_args(argv)
     if asked.kata is not None:
-        catalogue.brief(asked.kata)
+        catalogue.brief(asked.kata.removeprefix("hunt-"))
     from dojo.store import Store
 
     store = Store()
@@ -340,12 +421,12 @@ def _attempts() -> dict[str, list]:
 
     found: dict[str, list] = {}
     for attempt in Store().attempts():
-        if attempt.kata in catalogue.names():
+        if attempt.kata.removeprefix("hunt-") in catalogue.names():
             found.setdefault(attempt.kata, []).append(attempt)
     return found
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "list": list_, "show": show, "hint": hint, "solution": solution, "reset": reset, "history": history,
-    "check": check, "doctor": doctor,
+    "check": check, "doctor": doctor, "hunt": hunt,
 }  # fmt: skip

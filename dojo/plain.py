@@ -14,6 +14,8 @@ from dojo.store import Attempt
 from dojo.verdict import IN_WORDS, Card, Verdict
 
 WIDTH = 96
+CARDS = 3
+"""How many failures are shown in full: the first ones say most."""
 MARKS = {
     "held": "held",
     "failed": "FAILED",
@@ -75,9 +77,11 @@ def _verdict(found: Verdict, brief: Brief) -> Iterator[str]:
         if part.status != "not_reached":
             for claim in mine:
                 yield wrapped(claim.sentence, " " * 12, f"  {MARKS[claim.status]:<9} ")
-    for number, shown_card in enumerate(found.cards):
+    for number, shown_card in enumerate(found.cards[:CARDS]):
         yield ""
         yield from card(shown_card, found if number == 0 else None, brief)
+    if len(found.cards) > CARDS:
+        yield f"\n({len(found.cards) - CARDS} more cards: --json has them all)"
     if found.output.strip() and not found.passed:
         yield "\nprinted by the file:"
         yield textwrap.indent("\n".join(found.output.rstrip().splitlines()[-20:]), "  ")
@@ -201,7 +205,8 @@ def home(attempts: dict[str, list[Attempt]]) -> str:
     told = [f"{len(passed)} of {len(names)} katas passed"]
     for attempt in open_now:
         at = f"started {when(attempt.started)}"
-        told.append(f"open: {attempt.kata} ({at}); go on with: python runner.py {attempt.kata} --continue")
+        words = attempt.kata.replace("hunt-", "hunt ", 1)
+        told.append(f"open: {words} ({at}); go on with: python runner.py {words} --continue")
     todo = [n for n in names if n not in passed]
     if todo:
         flag = " --timed"

@@ -1,4 +1,4 @@
-"""An attempt at a kata: the file, the clock, the hints, and what each verdict means for them.
+"""An attempt at a kata or a hunt: the file, the clock, the hints, and what each verdict means for them.
 
 The screen and the plain runner are two faces of this. The clock is the wall clock since the attempt
 began, kept in the store, so that a closed terminal does not stop it.
@@ -11,9 +11,11 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dojo import catalogue
 from dojo.catalogue import Brief, FollowUp
+from dojo.exercise import Exercise, build
 from dojo.judge.client import Judge, Ruling
 from dojo.places import practice_file, room_file
 from dojo.store import Attempt, Store
@@ -45,10 +47,11 @@ class Opened:
 class Session:
     """One attempt under way. ``open_session`` makes it."""
 
-    def __init__(self, kata: str, store: Store, attempt: Attempt):
-        self.kata, self.store, self.attempt = kata, store, attempt
-        self.brief: Brief = catalogue.brief(kata)
-        self.path: Path = practice_file(kata)
+    def __init__(self, exercise: Exercise, store: Store, attempt: Attempt):
+        self.exercise, self.store, self.attempt = exercise, store, attempt
+        self.kata, self.name = exercise.kata, exercise.name
+        self.brief: Brief = exercise.brief
+        self.path: Path = practice_file(exercise.name)
         self.result: Result | None = None
         self.given_up = False
         self.hints_taken = attempt.hints
@@ -80,9 +83,9 @@ class Session:
         return self.hints_taken, self.brief.hints[self.hints_taken - 1]
 
     def reset(self) -> int | None:
-        """Put the blank stub back; the text so far is kept. Returns the number it is kept under."""
-        kept = put_aside(self.kata, self.store, "reset")
-        write_stub(self.kata)
+        """Put the first text back; the text so far is kept. Returns the number it is kept under."""
+        kept = put_aside(self.exercise, self.store, "reset")
+        write_out(self.exercise)
         return kept
 
     def give_up(self) -> str:
@@ -107,10 +110,10 @@ class Session:
         """Keep a verdict. A pass ends the attempt; the clock stops at the save that was confirmed."""
         verdict: Verdict = ruling.verdict
         self.store.add_verdict(self.attempt.id, source, verdict)
-        self.store.add_examples(self.kata, ruling.examples)
+        self.store.add_examples(self.name, ruling.examples)
         if not verdict.passed or self.result is not None or self.given_up:
             return None
-        best = self.store.best(self.kata)
+        best = self.store.best(self.name)
         seconds = self.elapsed(saved_at)
         over = self.attempt.limit_seconds is not None and seconds > self.attempt.limit_seconds
         self.result = Result(
@@ -123,10 +126,15 @@ class Session:
         )  # fmt: skip
         return self.result
 
-    def judge(self, judge: Judge, **options: object) -> Ruling:
+    def asked(self) -> dict[str, Any]:
+        """The options of the next trial. Once a hunt is over, what follows it is judged like any kata."""
+        options = {} if self.result else self.exercise.judged
+        return options | {"examples": self.store.examples(self.name)}
+
+    def judge(self, judge: Judge) -> Ruling:
         """One verdict on the file as it is now, recorded."""
         source, saved_at = self.source(), self.saved_at()
-        ruling = judge.judge(self.kata, self.path, source, examples=self.store.examples(self.kata), **options)
+        ruling = judge.judge(self.kata, self.path, source, **self.asked())
         self.record(ruling, source, saved_at)
         return ruling
 
@@ -145,48 +153,49 @@ def can_go_on(attempt: Attempt | None) -> bool:
     return attempt.limit_seconds is None or time.time() - attempt.started < attempt.limit_seconds
 
 
-def open_session(kata: str, store: Store, *, timed: bool, resume: bool) -> Opened:
-    """Start an attempt, or go on with the one that is open.
+def open_session(what: Exercise | str, store: Store, *, timed: bool, resume: bool) -> Opened:
+    """Start an attempt at an exercise, or at a kata by name, or go on with the one that is open.
 
-    A new attempt begins from the blank stub; whatever stands in ``practice/`` is put aside first. With
+    A new attempt begins from the exercise's text; whatever stands in ``practice/`` is put aside first. With
     ``resume`` the file stays as it is, and the open attempt goes on if there is one.
     """
-    brief = catalogue.brief(kata)
-    running = store.open_attempt(kata)
+    exercise = build(what) if isinstance(what, str) else what
+    running = store.open_attempt(exercise.name)
+    there = practice_file(exercise.name).exists()
     if resume and running is not None:
-        if not practice_file(kata).exists():
-            write_stub(kata)
-        return Opened(Session(kata, store, running), True, None)
+        if not there:
+            write_out(exercise)
+        return Opened(Session(exercise, store, running), True, None)
     kept = None
     if not resume:
-        kept = put_aside(kata, store, "new attempt")
+        kept = put_aside(exercise, store, "new attempt")
     if running is not None:
         store.end(running.id, "left")
-    if not resume or not practice_file(kata).exists():
-        write_stub(kata)
-    attempt = store.begin(kata, brief.minutes * 60.0 if timed else None)
-    return Opened(Session(kata, store, attempt), False, kept)
+    if not resume or not there:
+        write_out(exercise)
+    limit = exercise.brief.minutes * 60.0 if timed else None
+    attempt = store.begin(exercise.name, limit, seed=exercise.seed, planted=exercise.planted)
+    return Opened(Session(exercise, store, attempt), False, kept)
 
 
-def write_stub(kata: str) -> Path:
-    """Put the pristine stub in ``practice/``, in one step, so that no half file is ever seen."""
-    path = practice_file(kata)
+def write_out(exercise: Exercise) -> Path:
+    """Put the exercise's text in ``practice/``, in one step, so that no half file is ever seen."""
+    path = practice_file(exercise.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = room_file("katas", kata).read_text(encoding="utf-8")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{kata}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{exercise.name}.")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
+        file.write(exercise.text)
     os.chmod(name, 0o644)
     os.replace(name, path)
     return path
 
 
-def put_aside(kata: str, store: Store, why: str) -> int | None:
+def put_aside(exercise: Exercise, store: Store, why: str) -> int | None:
     """Keep the text in ``practice/`` if it is anything but the blank stub; returns its number."""
     try:
-        source = practice_file(kata).read_text(encoding="utf-8", errors="replace")
+        source = practice_file(exercise.name).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    if not source.strip() or source == room_file("katas", kata).read_text(encoding="utf-8"):
+    if not source.strip() or source == exercise.text:
         return None
-    return store.keep(kata, source, why)
+    return store.keep(exercise.name, source, why)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS attempts (
     id INTEGER PRIMARY KEY, kata TEXT NOT NULL, started REAL NOT NULL, limit_seconds REAL,
     ended REAL, outcome TEXT, seconds REAL, over_time INTEGER NOT NULL DEFAULT 0, lines INTEGER,
-    source TEXT, versions TEXT
+    source TEXT, versions TEXT, seed INTEGER, planted TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE IF NOT EXISTS verdicts (
     id INTEGER PRIMARY KEY, attempt INTEGER REFERENCES attempts(id), kata TEXT NOT NULL, at REAL NOT NULL,
@@ -38,7 +39,12 @@ CREATE TABLE IF NOT EXISTS examples (
 );
 CREATE INDEX IF NOT EXISTS attempts_by_kata ON attempts(kata, started);
 """
-VERSION = 1
+VERSION = 2
+UPGRADES = {
+    1: "ALTER TABLE attempts ADD COLUMN seed INTEGER;"
+    " ALTER TABLE attempts ADD COLUMN planted TEXT NOT NULL DEFAULT ''",
+}
+"""What brings a store of that version to the next one."""
 
 
 class StoreUnusable(RuntimeError):
@@ -47,9 +53,10 @@ class StoreUnusable(RuntimeError):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One go at a kata. ``outcome`` is None while it runs, else passed, given_up, replaced or left.
+    """One go at a kata or a hunt. ``outcome`` is None while it runs, else passed, given_up or left.
 
     ``seconds`` is the time to the save that passed; ``over_time`` tells that the limit had passed by then.
+    ``planted`` are the mistakes of a hunt, drawn by ``seed``.
     """
 
     id: int
@@ -63,6 +70,8 @@ class Attempt:
     lines: int | None
     source: str | None
     hints: int
+    seed: int | None = None
+    planted: tuple[str, ...] = ()
 
 
 class Store:
@@ -75,12 +84,16 @@ class Store:
             self._db = sqlite3.connect(self.path, isolation_level=None, timeout=10, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(SCHEMA)
             (found,) = self._db.execute("PRAGMA user_version").fetchone()
             if found > VERSION:
                 raise StoreUnusable(
                     f"{self.path} was written by a newer version (store {found}, this one reads {VERSION})"
                 )
+            for version in range(found or VERSION, VERSION):
+                self._db.executescript(
+                    f"BEGIN; {UPGRADES[version]}; PRAGMA user_version={version + 1}; COMMIT"
+                )
+            self._db.executescript(SCHEMA)
             self._db.execute(f"PRAGMA user_version={VERSION}")
         except (OSError, sqlite3.Error) as error:
             raise StoreUnusable(f"{self.path}: {error}") from error
@@ -90,10 +103,12 @@ class Store:
 
     # --- attempts ---------------------------------------------------------------------------------
 
-    def begin(self, kata: str, limit_seconds: float | None) -> Attempt:
+    def begin(
+        self, kata: str, limit_seconds: float | None, *, seed: int | None = None, planted: Iterable[str] = ()
+    ) -> Attempt:
         cursor = self._db.execute(
-            "INSERT INTO attempts (kata, started, limit_seconds) VALUES (?, ?, ?)",
-            (kata, time.time(), limit_seconds),
+            "INSERT INTO attempts (kata, started, limit_seconds, seed, planted) VALUES (?, ?, ?, ?, ?)",
+            (kata, time.time(), limit_seconds, seed, " ".join(planted)),
         )
         return self.attempt(cursor.lastrowid)
 
@@ -125,11 +140,11 @@ class Store:
     def _attempts(self, where: str, *values: Any) -> list[Attempt]:
         rows = self._db.execute(
             "SELECT a.id, a.kata, a.started, a.limit_seconds, a.ended, a.outcome, a.seconds, a.over_time,"
-            " a.lines, a.source, (SELECT COUNT(*) FROM hints h WHERE h.attempt = a.id) FROM attempts a "
-            + where,
+            " a.lines, a.source, (SELECT COUNT(*) FROM hints h WHERE h.attempt = a.id), a.seed, a.planted"
+            " FROM attempts a " + where,
             values,
         )
-        return [Attempt(*row[:7], bool(row[7]), *row[8:]) for row in rows]
+        return [Attempt(*row[:7], bool(row[7]), *row[8:-1], tuple(row[-1].split())) for row in rows]
 
     # --- what happens during one --------------------------------------------------------------------
 

@@ -418,7 +418,7 @@ async def test_reset_asks_and_keeps_the_text(start):
         judge = await saved(pilot)
         judge.say("failing", claim=FIRST, sentence="s", message="m", seconds=0.1)
         await pilot.press("x")
-        await shows(pilot, "Put the blank stub back?")
+        await shows(pilot, "Put the file back as it was at first?")
         await pilot.press("n")
         assert practice_file(KATA).read_text() == WRITTEN
         await pilot.press("x", "y")

@@ -219,7 +219,6 @@ class Trial:
             )
             self.channel.send("card", card=asdict(written), example=smallest.hex() if smallest else None)
 
-
     def shrunk(self, claim: Claim, found: Outcome, subject: types.ModuleType) -> Outcome:
         """The smallest failure; the one that was found, marked flaky, if it cannot be had again."""
         with contextlib.suppress(Stuck):

@@ -48,9 +48,9 @@ class Request:
     """One file to judge.
 
     ``confirm`` asks for the full number of examples after the quick stage. ``only`` restricts the trial
-    to some claims (such a verdict is never a pass). ``seconds`` bounds one claim, ``wall`` the trial;
-    None takes the brief's. ``likeness`` asks which known mistake the file resembles; ``without`` leaves
-    mistakes out of that search.
+    to some claims (such a verdict is never a pass), ``parts`` to the first so many parts. ``seconds`` bounds
+    one claim, ``wall`` the trial; None takes the brief's. ``likeness`` asks which known mistake the file
+    resembles; ``without`` leaves mistakes out of that search.
     """
 
     id: int
@@ -59,6 +59,7 @@ class Request:
     source: str
     confirm: bool = True
     only: tuple[str, ...] = ()
+    parts: int | None = None
     seed: int | None = None
     cards: bool = True
     stop_at_first: bool = False
@@ -171,6 +172,7 @@ class Trial:
     def __init__(self, request: Request, say: Callable[..., None], start: Callable[[Child], None]):
         self.request, self.say, self.start = request, say, start
         self.brief = catalogue.brief(request.kata)
+        self.asked = [claim for part in self.brief.parts[: request.parts] for claim in part.claims]
         self.nonce = secrets.token_hex(16)
         self.began = time.monotonic()
         self.children: dict[str, Child] = {}
@@ -203,7 +205,7 @@ class Trial:
             self.rules = scan(self.request.source, self.brief)
         for broken in self.rules:
             self.say("rule", **dataclasses.asdict(broken))
-        self.names = tuple(n for n in self.brief.claims if not self.request.only or n in self.request.only)
+        self.names = tuple(n for n in self.asked if not self.request.only or n in self.request.only)
         self.due["quick"] = {n for n in self.names if self.every[n].count("quick")}
         confirm = self.request.confirm and not any(b.forbidden for b in self.rules)
         if confirm:
@@ -421,9 +423,9 @@ class Trial:
 
     def complete(self, stage: str) -> bool:
         """Every claim of the kata ran in that stage and held, and the children lived to say so."""
-        everything = bool(self.brief.claims) and not self.request.only
+        everything = bool(self.asked) and not self.request.only
         children = [c for c in self.children.values() if c.role != "likeness"]
-        proved = self.held[stage] >= self.due[stage] >= ({*self.brief.claims} if stage == "full" else set())
+        proved = self.held[stage] >= self.due[stage] >= ({*self.asked} if stage == "full" else set())
         return everything and proved and all(c.finished for c in children)
 
     def outcome(self) -> tuple[str, str, dict[str, Any]]:
@@ -452,7 +454,8 @@ class Trial:
         if long:
             return "rule_broken", long[0].says, said
         if self.complete("full"):
-            return "passed", f"all {len(self.brief.claims)} claims hold", said
+            of = "" if len(self.asked) == len(self.brief.claims) else f" of part {self.request.parts}"
+            return "passed", f"all {len(self.asked)} claims{of} hold", said
         if self.request.only or not self.request.confirm:
             return "rejected", "not everything was tried, so this is no pass", said
         return "judge_error", "the trial ended without a result", said

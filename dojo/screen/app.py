@@ -106,7 +106,7 @@ class SessionApp(App[None]):
         self.resumed, self.kept, self.edit_first = resumed, kept, edit
         self.board = Board(session.brief)
         self.watch_file = Watch(session.path)
-        self.stub = room_file("katas", session.kata).read_text(encoding="utf-8")
+        self.stub = session.exercise.text
         self.save: Save | None = None
         self.judging = False
         self.dead: str | None = None  # why there is no judge, if there is none
@@ -216,7 +216,7 @@ class SessionApp(App[None]):
             return panes.quiet("✗", "no judge", "your file is safe; r starts another one", panes.RED)
         if self.watch_file.gone:
             return panes.quiet(
-                "✗", "the file is gone", "waiting for it to come back; x puts the stub there", panes.RED
+                "✗", "the file is gone", "waiting for it to come back; x puts the first text there", panes.RED
             )
         if self.judging and not self.trials.warm:
             return panes.quiet("›", "saved", "the judge is still warming up", panes.BLUE)
@@ -500,7 +500,9 @@ class SessionApp(App[None]):
         self.front().scroll_relative(y=rows, animate=False)
 
     def action_reset(self) -> None:
-        self.push_screen(Ask("Put the blank stub back? What you have written so far is kept."), self.reset)
+        self.push_screen(
+            Ask("Put the file back as it was at first? What you have written so far is kept."), self.reset
+        )
 
     def reset(self, sure: bool | None) -> None:
         if not sure:
@@ -511,7 +513,7 @@ class SessionApp(App[None]):
             self.say(f"Your text is kept: {self.kept_where(kept)}")
 
     def kept_where(self, number: int) -> str:
-        return f"python runner.py history {self.session.kata} --show {number}"
+        return f"python runner.py history {self.session.name} --show {number}"
 
     def action_solution(self) -> None:
         question = "Show the reference? This ends the attempt as given up."
@@ -542,7 +544,7 @@ class SessionApp(App[None]):
 
     def action_leave(self) -> None:
         """Leave. An attempt that is not over stays open, and its clock, the wall's, goes on."""
-        going_on = f"python runner.py {self.session.kata} --continue"
+        going_on = f"python runner.py {self.session.exercise.again} --continue"
         self.exit(message=None if self.over else f"The attempt stays open, and its clock runs: {going_on}")
 
 

@@ -239,6 +239,7 @@ def passed(result: Result, session: Session, asked: int, answered: bool) -> Rend
     limit = f" of {result.line_limit}" if result.line_limit else ""
     rows.append(("lines", Text(f"{result.lines}{limit}")))
     rows.append(("hints", Text(f"{result.hints} taken" if result.hints else "none taken")))
+    rows += [("mended" if n == 0 else "", Text(says)) for n, says in enumerate(session.exercise.says)]
     return Group(_listed(rows), *_follow_up(session.follow_ups(), asked, answered))
 
 

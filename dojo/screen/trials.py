@@ -30,9 +30,9 @@ class Trials:
     def start(self, source: str) -> None:
         """Put a source on trial. A trial still under way is cancelled by this one."""
         self.number += 1
-        examples = self.session.store.examples(self.session.kata)
+        asked = self.session.asked()
         # A daemon: a judge that does not answer must never keep the screen from closing.
-        threading.Thread(target=self._hold, args=(self.number, source, examples), daemon=True).start()
+        threading.Thread(target=self._hold, args=(self.number, source, asked), daemon=True).start()
 
     def forget(self) -> None:
         """Let the trial under way be late."""
@@ -44,13 +44,11 @@ class Trials:
             self.judge.close()
         self.judge = self.new_judge()
 
-    def _hold(self, number: int, source: str, examples: dict[str, list[str]]) -> None:
+    def _hold(self, number: int, source: str, asked: dict[str, Any]) -> None:
         try:
             self.judge.wait()
             while number == self.number:
-                for event in self.judge.trial(
-                    self.session.kata, self.session.path, source, examples=examples
-                ):
+                for event in self.judge.trial(self.session.kata, self.session.path, source, **asked):
                     self.told(number, event)
                     if event["event"] == "verdict":
                         return
