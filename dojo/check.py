@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 from dojo import catalogue
 from dojo.judge.client import Judge
 from dojo.mistake import DoesNotApply, Mistake, mistakes, wrong_source
-from dojo.mutants import mutants
 from dojo.places import ROOMS, ROOT, room_file
 from dojo.rules import logical_lines
 from dojo.verdict import ClaimResult, Verdict
@@ -194,53 +192,3 @@ def try_mistake(
 
 def claim_of(verdict: Verdict, name: str) -> ClaimResult:
     return next(c for c in verdict.claims if c.claim == name)
-
-
-def matrix(katas: list[str]) -> int:
-    """Every mistake against every claim: prints which refute it, and returns 1 if one survives."""
-    survivors = 0
-    with Judge() as judge:
-        for kata in katas:
-            claims = catalogue.brief(kata).claims
-            print(f"\n{kata}")
-            for mistake in mistakes(kata):
-                started = time.monotonic()
-                source = wrong_source(kata, mistake)
-                killers = []
-                for part in catalogue.brief(kata).parts:
-                    found = try_mistake(kata, mistake, source, judge, only=part.claims)
-                    killers += [c.claim for c in found.claims if c.status == "failed"]
-                survivors += mistake.claim not in killers
-                marks = "".join(
-                    "X" if c in killers and c == mistake.claim else "x" if c in killers else "."
-                    for c in claims
-                )
-                fate = "" if mistake.claim in killers else "  SURVIVES ITS CLAIM"
-                print(f"  {mistake.name:<34} {marks}  {time.monotonic() - started:4.1f} s{fate}", flush=True)
-            for number, claim in enumerate(claims):
-                print(f"  {'':<34} {'.' * number}X{'.' * (len(claims) - number - 1)}  {claim}")
-    print(f"\n{survivors} mistakes survive the claim they name", file=sys.stderr if survivors else sys.stdout)
-    return 1 if survivors else 0
-
-
-def mutation(katas: list[str]) -> int:
-    """Put every mutant of the references on trial, print the survivors, and return 1 if there are any."""
-    survivors = 0
-    with Judge() as judge:
-        for kata in katas:
-            started, tried, alive = time.monotonic(), 0, []
-            for mutant in mutants(kata):
-                found = judge.judge(
-                    kata, Path(f"{kata}-mutant.py"), mutant.source, cards=False, likeness=False,
-                    stop_at_first=True, seconds=5.0,
-                ).verdict  # fmt: skip
-                tried += 1
-                if found.passed:
-                    alive.append(mutant)
-                    at = f"  survives, {kata} line {mutant.line}"
-                    print(f"{at}: {mutant.before}  →  {mutant.after}", flush=True)
-            survivors += len(alive)
-            share = (tried - len(alive)) / max(tried, 1)
-            took = time.monotonic() - started
-            print(f"{kata:<16} {tried - len(alive)} of {tried} mutants refused ({share:.0%}) in {took:.0f} s")
-    return 1 if survivors else 0

@@ -386,14 +386,23 @@ def check(argv: list[str]) -> int:
         "--mistakes", action="store_true", help="the matrix: each mistake and every claim that refutes it"
     )
     parser.add_argument("--mutants", action="store_true", help="mechanical changes to the references")
+    parser.add_argument(
+        "--write", action="store_true", help="put what either finds into docs/power and docs/judge.md"
+    )
     asked = parser.parse_args(argv)
     for name in asked.katas:
         catalogue.brief(name)
-    from dojo.check import check_rooms, matrix, mutation
+    from dojo.check import check_rooms
+    from dojo.power import matrix, mutation
 
     chosen = asked.katas or list(catalogue.names())
-    task = mutation if asked.mutants else matrix if asked.mistakes else check_rooms
-    return task(chosen)
+    if asked.write and not (asked.mistakes or asked.mutants):
+        raise Refused("--write goes with --mistakes or --mutants")
+    if not (asked.mistakes or asked.mutants):
+        return check_rooms(chosen)
+    codes = [matrix(chosen, write=asked.write)] if asked.mistakes else []
+    codes += [mutation(chosen, write=asked.write)] if asked.mutants else []
+    return max(codes)
 
 
 def doctor(argv: list[str]) -> int:

@@ -6,6 +6,7 @@ began, kept in the store, so that a closed terminal does not stop it.
 
 from __future__ import annotations
 
+import ast
 import os
 import tempfile
 import time
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dojo import catalogue
 from dojo.catalogue import Brief, FollowUp
 from dojo.exercise import Exercise, build
 from dojo.judge.client import Judge, Ruling
@@ -72,7 +72,8 @@ class Session:
     # --- what the person may ask for ------------------------------------------------------------------
 
     def statement(self) -> str:
-        return catalogue.statement(self.kata)
+        """What is asked, as it stands at the top of the file."""
+        return ast.get_docstring(ast.parse(self.exercise.text)) or ""
 
     def next_hint(self) -> tuple[int, str] | None:
         """Take the next hint of the ladder (counted from 1); None if there is no further one."""

@@ -203,3 +203,14 @@ MISTAKES = (
         ),
     ),
 )
+
+HALF = "torch sums half types in float32 by itself, so that both are within rounding"
+EQUIVALENT = (
+    ("x.float() if x.itemsize < 4 else x", "x if x.itemsize < 4 else x", HALF),
+    ("4", "3", HALF),
+    ("x.itemsize < 4", "x.itemsize <= 4", "float32.float() is float32"),
+    ("4", "5", "float32.float() is float32"),
+    ("-1", "+1", "logits have two dimensions: the last one is dimension 1"),
+    ("wide.detach", "wide.clone", "the shift cancels, so its gradient is zero"),
+)
+"""Mutants that do the same: what stood there, what stands there, and why nothing can tell."""

@@ -356,12 +356,12 @@ class SessionApp(App[None]):
             self.draw()
 
     def saved(self, save: Save) -> None:
-        """A new text: count its lines, and judge it unless it is the blank stub."""
+        """A new text: count its lines, and judge it unless it is the blank stub (what a hunt begins with is)."""
         first, self.save = self.save is None, save
         self.lines = count_lines(save.source)
         if not first:
             self.say("")
-        if save.source == self.stub:
+        if save.source == self.stub and not self.session.exercise.planted:
             self.stop_judging()
         else:
             self.start_judging()
