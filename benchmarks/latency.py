@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--mistakes", type=int, default=12, help="mistakes a kata, at most (default 12)")
     parser.add_argument("--no-once", action="store_true", help="leave out the whole-process figures")
     asked = parser.parse_args()
-    katas = asked.katas or catalogue.names()
+    katas = asked.katas or catalogue.here()
     for name in katas:
         try:
             catalogue.brief(name)

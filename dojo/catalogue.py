@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib.util
 import tomllib
 from dataclasses import dataclass, field
 from functools import cache
@@ -116,6 +117,17 @@ def brief(name: str) -> Brief:
     if read.tier not in TIERS:
         raise BadBrief(f"{path}: tier is {read.tier!r}, expected one of {', '.join(TIERS)}")
     return read
+
+
+def lacking(name: str) -> tuple[str, ...]:
+    """The modules that a kata needs and that are not installed here."""
+    return tuple(module for module in brief(name).needs if importlib.util.find_spec(module) is None)
+
+
+@cache
+def here() -> tuple[str, ...]:
+    """The katas that can be judged on this machine, in the order of ``names``."""
+    return tuple(name for name in names() if not lacking(name))
 
 
 def nearest(word: str, known: tuple[str, ...]) -> str | None:

@@ -20,7 +20,7 @@ LEAST_HINTS, LEAST_FOLLOW_UPS, LEAST_CLAIMS, LEAST_MISTAKES, LEAST_STYLES = 3, 3
 def check_rooms(katas: list[str]) -> int:
     """Check the given katas, print what is wrong, and return the exit code."""
     wrong = 0
-    stray = list(stray_files()) if set(katas) == set(catalogue.names()) else []
+    stray = list(stray_files()) if set(katas) == set(catalogue.here()) else []
     for complaint in stray:
         print(f"stray: {complaint}")
     with Judge() as judge:

@@ -96,9 +96,20 @@ def practise_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def judgeable(kata: str) -> catalogue.Brief:
+    """The brief of a kata that can be judged here. Raises UnknownKata, or Refused if a module is missing."""
+    lacks = " and ".join(catalogue.lacking(kata))
+    if lacks:
+        raise Refused(
+            f"{kata} needs {lacks}, which is not installed here: pip install -e '.[{lacks}]'."
+            " All other katas work without it."
+        )
+    return catalogue.brief(kata)
+
+
 def practise(argv: list[str]) -> int:
     asked = practise_parser().parse_args(argv)
-    brief = catalogue.brief(asked.kata)
+    brief = judgeable(asked.kata)
     if asked.file is not None and not asked.file.is_file():
         raise Refused(f"--file {asked.file}: there is no such file")
     from dojo.exercise import build
@@ -221,11 +232,11 @@ def hunted(asked: argparse.Namespace) -> int:
     from dojo.store import Store
 
     if asked.kata is not None:
-        catalogue.brief(asked.kata)
+        judgeable(asked.kata)
     if asked.bugs is not None and not 1 <= asked.bugs <= hunts.MOST_BUGS:
         raise Refused(f"--bugs {asked.bugs}: expected 1 to {hunts.MOST_BUGS}")
     seed = random.randrange(10_000) if asked.seed is None else asked.seed
-    kata = asked.kata or random.Random(seed).choice(sorted(catalogue.names()))
+    kata = asked.kata or random.Random(seed).choice(sorted(catalogue.here()))
     bugs = asked.bugs or catalogue.brief(kata).hunt_bugs
 
     def exercise(running: Attempt | None) -> Exercise:
@@ -391,11 +402,13 @@ def check(argv: list[str]) -> int:
     )
     asked = parser.parse_args(argv)
     for name in asked.katas:
-        catalogue.brief(name)
+        judgeable(name)
     from dojo.check import check_rooms
     from dojo.power import matrix, mutation
 
-    chosen = asked.katas or list(catalogue.names())
+    chosen = asked.katas or list(catalogue.here())
+    for name in set(catalogue.names()) - set(catalogue.here()) if not asked.katas else ():
+        print(f"{name:<20} left out: {' and '.join(catalogue.lacking(name))} is not installed")
     if asked.write and not (asked.mistakes or asked.mutants):
         raise Refused("--write goes with --mistakes or --mutants")
     if not (asked.mistakes or asked.mutants):

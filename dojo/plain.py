@@ -178,7 +178,7 @@ def listing(attempts: dict[str, list[Attempt]]) -> str:
         brief = catalogue.brief(name)
         rows.append((
             name, brief.tier, f"{brief.minutes} min", str(brief.lines or "-"), str(len(brief.parts)),
-            *standing(attempts.get(name, [])), brief.title,
+            *standing(attempts.get(name, [])), brief.title + "".join(f" (needs {m})" for m in catalogue.lacking(name)),
         ))  # fmt: skip
     return table(rows, ("kata", "tier", "par", "lines", "parts", "tries", "best", "about"))
 

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from dojo import catalogue
+
+collect_ignore = [f"{name}.py" for name in catalogue.names() if catalogue.lacking(name)]
+
 common = {
     "deadline": None,
     "database": None,

@@ -13,7 +13,7 @@ from dojo import catalogue, hunt
 from dojo.mistake import mistakes
 from dojo.places import ROOT, room_file
 
-KATAS = catalogue.names()
+KATAS = catalogue.here()
 
 
 @pytest.mark.parametrize("kata", KATAS)

@@ -40,14 +40,17 @@ REACHES_OUT = frozenset(
 
 
 def limit_resources(memory_gb: float, seconds: float) -> None:
-    """Bound this process. Does nothing for a limit that the platform lacks."""
+    """Bound this process. Does nothing for a limit that the platform lacks.
+
+    CUDA reserves address space for the memory of all GPUs, so where there is one that is not bounded.
+    """
     try:
         import resource
     except ImportError:
         return
     bounds = {"RLIMIT_CPU": int(2 * seconds) + 5, "RLIMIT_FSIZE": 2**30, "RLIMIT_CORE": 0}
     size = _address_space()
-    if size:
+    if size and not torch.cuda.is_available():
         bounds["RLIMIT_AS"] = size + int(memory_gb * 2**30)
     for name, bound in bounds.items():
         kind = getattr(resource, name)

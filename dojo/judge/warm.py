@@ -708,11 +708,15 @@ def main() -> None:
 def preload() -> None:
     """Import what a trial needs, and compute nothing: a process that ran an operation may not be forked."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # to ask for a GPU without starting on it
     import jaxtyping  # noqa: F401
     import numpy  # noqa: F401
     import psutil  # noqa: F401
     import pytest  # noqa: F401  (sealed, so that patching it is seen)
-    import torch  # noqa: F401
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read by triton when it is first imported
 
 
 if __name__ == "__main__":
