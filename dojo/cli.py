@@ -397,6 +397,7 @@ def check(argv: list[str]) -> int:
         "--mistakes", action="store_true", help="the matrix: each mistake and every claim that refutes it"
     )
     parser.add_argument("--mutants", action="store_true", help="mechanical changes to the references")
+    parser.add_argument("--cards", action="store_true", help="the failure cards of three ordinary mistakes")
     parser.add_argument(
         "--write", action="store_true", help="put what either finds into docs/power and docs/judge.md"
     )
@@ -404,18 +405,19 @@ def check(argv: list[str]) -> int:
     for name in asked.katas:
         judgeable(name)
     from dojo.check import check_rooms
-    from dojo.power import matrix, mutation
+    from dojo.power import cards, matrix, mutation
 
     chosen = asked.katas or list(catalogue.here())
     for name in set(catalogue.names()) - set(catalogue.here()) if not asked.katas else ():
         print(f"{name:<20} left out: {' and '.join(catalogue.lacking(name))} is not installed")
-    if asked.write and not (asked.mistakes or asked.mutants):
-        raise Refused("--write goes with --mistakes or --mutants")
-    if not (asked.mistakes or asked.mutants):
+    tasks = [task for task, wanted in (
+        (matrix, asked.mistakes), (mutation, asked.mutants), (cards, asked.cards)
+    ) if wanted]  # fmt: skip
+    if not tasks:
+        if asked.write:
+            raise Refused("--write goes with --mistakes, --mutants or --cards")
         return check_rooms(chosen)
-    codes = [matrix(chosen, write=asked.write)] if asked.mistakes else []
-    codes += [mutation(chosen, write=asked.write)] if asked.mutants else []
-    return max(codes)
+    return max(task(chosen, write=asked.write) for task in tasks)
 
 
 def doctor(argv: list[str]) -> int:

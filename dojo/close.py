@@ -76,8 +76,9 @@ def assert_close(
     index = tuple((~good).nonzero()[0].tolist())
     allowed = float(torch.as_tensor(allowed).broadcast_to(error.shape)[index])
     places = f"{int((~good).sum())} of {good.numel()} places"
+    off = f"off by {_short(error[index])} (allowed {allowed:.1g})"
     raise Mismatch(
-        f"{name} is off by {_short(error[index])} (allowed {allowed:.1g}) in {places}",
+        f"{name} is {off if bool(error[index].isfinite()) else _short(actual[index])} in {places}",
         expected=want,
         got=got,
         where=f"first at {list(index)}: expected {_short(expected[index])}, got {_short(actual[index])}",
@@ -95,25 +96,32 @@ def assert_tensor(got: Any, *, shape: tuple[int, ...], dtype: torch.dtype, name:
 
 
 def assert_equal(got: Any, want: Any, name: str = "the result") -> None:
-    """Exact equality, for tokens, blocks, schedules, copies: ``got == want``, types of container aside."""
+    """Exact equality, for tokens, blocks, schedules, copies: ``got == want``, types of container aside.
+
+    An object of the subject's own making is never equal to anything: it decides itself what ``==`` says.
+    """
     if isinstance(want, Tensor):
         assert_tensor(got, shape=want.shape, dtype=want.dtype, name=name)
         if not torch.equal(got, want):
             index = tuple((got != want).nonzero()[0].tolist()) if want.numel() else ()
             where = f"first at {list(index)}: expected {_short(want[index])}, got {_short(got[index])}"
-            raise Mismatch(f"{name} differs", expected=want, got=got, where=where)
-    elif isinstance(want, (list, tuple)) and isinstance(got, (list, tuple)):
+            raise Mismatch(f"{name}: not the same", expected=want, got=got, where=where)
+        return
+    for value in got if isinstance(got, (list, tuple)) else (got,):
+        if type(value).__module__.split(".")[0] not in ("builtins", "numpy", "torch", type(want).__module__):
+            raise Mismatch(f"{name} holds an object of type {type(value).__name__}", expected=want, got=got)
+    if isinstance(want, (list, tuple)) and isinstance(got, (list, tuple)):
         if list(got) != list(want):
             first = next(
                 (i for i, (g, w) in enumerate(zip(got, want, strict=False)) if g != w),
                 min(len(got), len(want)),
             )
-            raise Mismatch(f"{name} differs", expected=want, got=got, where=f"first at position {first}")
+            raise Mismatch(f"{name}: not the same", expected=want, got=got, where=f"first at position {first}")
     elif type(got) is bool or type(want) is bool:
         if got is not want:
-            raise Mismatch(f"{name} differs", expected=want, got=got)
+            raise Mismatch(f"{name}: not the same", expected=want, got=got)
     elif not bool(got == want):
-        raise Mismatch(f"{name} differs", expected=want, got=got)
+        raise Mismatch(f"{name}: not the same", expected=want, got=got)
 
 
 def assert_true(holds: Any, message: str, *, expected: Any = None, got: Any = None) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dojo import catalogue
+from dojo import catalogue, plain
 from dojo.check import try_mistake
 from dojo.judge.client import Judge
 from dojo.mistake import Mistake, mistakes, wrong_source
@@ -140,6 +140,36 @@ def _passes(kata: str, mutant: Mutant, judge: Judge) -> bool:
 def _short(code: str) -> str:
     flat = " ".join(code.split())
     return flat if len(flat) < 90 else flat[:87] + "…"
+
+
+# --- cards ----------------------------------------------------------------------------------------------
+
+
+def ordinary(kata: str, count: int = 3) -> tuple[Mistake, ...]:
+    """The first mistakes of the catalogue that break different claims: what most people get wrong."""
+    by_claim: dict[str, Mistake] = {}
+    for mistake in mistakes(kata):
+        by_claim.setdefault(mistake.claim, mistake)
+    return tuple(by_claim.values())[:count]
+
+
+def cards(katas: list[str], *, write: bool = False) -> int:
+    """Print what a person sees first who makes one of three ordinary mistakes."""
+    with Judge() as judge:
+        for kata in katas:
+            lines = [line for mistake in ordinary(kata) for line in _card(kata, mistake, judge)]
+            if write:
+                _write(kata, "cards", lines)
+    return 0
+
+
+def _card(kata: str, mistake: Mistake, judge: Judge) -> Iterator[str]:
+    path = Path(f"practice/{kata}.py")
+    verdict = judge.judge(kata, path, wrong_source(kata, mistake), seed=1, without=(mistake.name,)).verdict
+    yield _said(f"{kata}, where {mistake.says}:")
+    for line in plain.card(verdict.cards[0], verdict, catalogue.brief(kata)):
+        yield _said(line)
+    yield _said("")
 
 
 # --- both -----------------------------------------------------------------------------------------------
