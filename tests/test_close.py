@@ -22,12 +22,16 @@ def test_what_calls_itself_equal_is_not(want):
         assert_equal([EqualToAll()] * 2 if isinstance(want, list) else EqualToAll(), want)
 
 
-@pytest.mark.parametrize(("got", "want"), [(5, 5), ((1, 2), [1, 2]), (["a"], ("a",)), (None, None), (b"", b"")])
+@pytest.mark.parametrize(
+    ("got", "want"), [(5, 5), ((1, 2), [1, 2]), (["a"], ("a",)), (None, None), (b"", b"")]
+)
 def test_equal_values_are_equal(got, want):
     assert_equal(got, want)
 
 
-@pytest.mark.parametrize(("got", "want"), [(True, 1), ([1], [1, 2]), ("a", b"a"), ([1, 3], [1, 2]), (None, 0)])
+@pytest.mark.parametrize(
+    ("got", "want"), [(True, 1), ([1], [1, 2]), ("a", b"a"), ([1, 3], [1, 2]), (None, 0)]
+)
 def test_others_are_not(got, want):
     with pytest.raises(Mismatch):
         assert_equal(got, want)
@@ -35,4 +39,6 @@ def test_others_are_not(got, want):
 
 def test_nan_is_called_by_its_name():
     with pytest.raises(Mismatch, match="the result is nan in 1 of 2 places"):
-        assert_close(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 2.0]).double(), dtype=torch.float32)
+        assert_close(
+            torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 2.0]).double(), dtype=torch.float32
+        )

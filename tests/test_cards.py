@@ -1,0 +1,51 @@
+"""What a person reads who makes an ordinary mistake: a sentence, an input to work by hand, and what was due."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dojo import catalogue, plain
+from dojo.mistake import wrong_source
+from dojo.power import ordinary
+from dojo.verdict import Card
+
+CASES = [(kata, mistake) for kata in catalogue.here() for mistake in ordinary(kata)]
+MOST_NUMBERS = 48
+"""In all inputs together: what fits a few lines and can still be worked by hand."""
+
+
+@pytest.mark.parametrize(("kata", "mistake"), CASES, ids=[f"{k}-{m.name}" for k, m in CASES])
+def test_the_first_card_can_be_worked_by_hand(kata, mistake, judge):
+    path = Path(f"practice/{kata}.py")
+    verdict = judge.judge(kata, path, wrong_source(kata, mistake), seed=1, likeness=False).verdict
+    card = verdict.cards[0]
+    assert card.sentence.endswith("."), "the claim is a sentence"
+    assert card.why.startswith("Catches "), "it says what it is there for"
+    assert card.message
+    assert not card.flaky
+    assert card.got or card.line, "it says what came out, or the line that raised"
+    numbers = re.findall(r"-?\d+(?:\.\d+)?", " ".join(card.inputs.values()))
+    assert len(numbers) <= MOST_NUMBERS, card.inputs
+
+
+def test_a_card_as_text():
+    card = Card(
+        claim="test_x", sentence="Every slice along dim sums to one.", inputs={"x": "[[0, 0]] float32", "dim": "0"},
+        message="the sum along dim is off by 0.5 (allowed 2e-06) in 2 of 2 places", expected="[1, 1] float64",
+        got="[0.5, 0.5] float32", where="first at [0]: expected 1, got 0.5", why="Catches a dim that is ignored.",
+        line=0, text="", flaky=False,
+    )  # fmt: skip
+    assert "\n".join(plain.card(card, None, catalogue.brief("softmax"))) == "\n".join([
+        "─" * 72,
+        "does not hold: Every slice along dim sums to one.",
+        "  x = [[0, 0]] float32",
+        "  dim = 0",
+        "  the sum along dim is off by 0.5 (allowed 2e-06) in 2 of 2 places",
+        "  expected  [1, 1] float64",
+        "  got       [0.5, 0.5] float32",
+        "  first at [0]: expected 1, got 0.5",
+        "  Catches a dim that is ignored.",
+    ])  # fmt: skip
