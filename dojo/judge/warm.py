@@ -624,7 +624,7 @@ class Warm:
                 self.bury(child, status)
         alive = [c for c in self.trial.children.values() if not c.gone]
         if [c.role for c in alive] == ["likeness"]:
-            alive[0].deadline = min(alive[0].deadline, now + LIKENESS_ALONE)
+            alive[0].deadline = min(alive[0].deadline, now + LIKENESS_ALONE + (0 if FORKS else 10))
         if self.trial.done:
             self.finish()
 
