@@ -111,9 +111,11 @@ def claims(kata: str) -> tuple[Claim, ...]:
     settings.load_profile("judge")
     new = f"properties.{kata}" not in sys.modules
     room = importlib.import_module(f"properties.{kata}")
-    if new:
-        _rehearse()
     brief = catalogue.brief(kata)
+    if new:
+        for name in brief.builds_on:  # read here, so that a file on trial need not open an answer
+            importlib.import_module(f"reference.{name}")
+        _rehearse()
     missing = [name for name in brief.claims if not hasattr(room, name)]
     if missing:
         raise BrokenClaim(

@@ -193,9 +193,11 @@ class Trial:
 
     def open(self) -> None:
         from dojo.judge import claims as claims_
+        from dojo.judge.guard import seal
 
         try:
             self.every = {c.name: c for c in claims_.claims(self.request.kata)}
+            seal(self.request.kata)  # taken once, before any file is loaded: the children inherit it
         except Exception as error:
             self.every = {}
             self.end("judge_error", message=f"{type(error).__name__}: {error}")
@@ -494,9 +496,11 @@ def prepare(kata: str) -> int | None:
     Returns the child's process number, or None where there is none."""
     from dojo.judge import claims as claims_
     from dojo.judge import likeness
+    from dojo.judge.guard import seal
 
     with contextlib.suppress(Exception):  # a trial will say what is wrong
         claims_.claims(kata)
+        seal(kata)
         if not FORKS:
             return None
         pid = os.fork()
