@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dojo import catalogue, plain
 from dojo.catalogue import BadBrief, UnknownKata
-from dojo.places import practice_file, room_file, shown
+from dojo.places import place_among_ranks, practice_file, room_file, shown
 
 if TYPE_CHECKING:
     from dojo.exercise import Exercise
+    from dojo.session import Result
     from dojo.store import Attempt
+    from dojo.verdict import Verdict
 
 PASSED, REJECTED, USAGE = 0, 1, 2
 EPILOG = """\
@@ -112,6 +117,8 @@ def practise(argv: list[str]) -> int:
     brief = judgeable(asked.kata)
     if asked.file is not None and not asked.file.is_file():
         raise Refused(f"--file {asked.file}: there is no such file")
+    if place_among_ranks():
+        return in_step(brief, asked)
     from dojo.exercise import build
 
     if not (asked.once or asked.json or asked.file is not None or not _on_a_terminal()):
@@ -190,19 +197,48 @@ def once(exercise: Exercise, asked: argparse.Namespace) -> int:
             ruling = judge.judge(exercise.kata, path.resolve(), source, **options)
             store.add_verdict(None, source, ruling.verdict)
             store.add_examples(exercise.name, ruling.examples)
-    found = ruling.verdict
+    return told(ruling.verdict, exercise, asked, attempt.result if attempt is not None else None)
+
+
+def told(found: Verdict, exercise: Exercise, asked: argparse.Namespace, result: Result | None = None) -> int:
+    """Print a verdict as it was asked for, and return its exit code."""
     if asked.json:
         print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
     else:
-        print(plain.verdict(found, brief))
+        print(plain.verdict(found, exercise.brief))
         if found.passed:
-            if attempt is not None and attempt.result:
-                print(plain.result(attempt.result))
+            if result:
+                print(plain.result(result))
                 print("".join(f"mended: {says}\n" for says in exercise.says), end="")
-            print("\n" + plain.follow_ups(brief))
+            print("\n" + plain.follow_ups(exercise.brief))
+    return exit_code(found)
+
+
+def exit_code(found: Verdict) -> int:
     if found.outcome == "judge_error":
         return USAGE
     return PASSED if found.passed else REJECTED
+
+
+def in_step(brief: catalogue.Brief, asked: argparse.Namespace) -> int:
+    """One verdict of several processes that torchrun started, on the same file; the first of them prints it."""
+    from dojo.exercise import build
+    from dojo.judge.client import Judge
+
+    path = asked.file or practice_file(brief.name)
+    if not path.is_file():
+        raise Refused(f"there is no {shown(path)} yet")
+    # The first to leave with another code than 0 has torchrun end the others: let them come to their own end.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))
+    run = f"{os.environ.get('TORCHELASTIC_RUN_ID')} {os.environ['MASTER_PORT']}"
+    with Judge() as judge:
+        found = judge.judge(
+            brief.name, path.resolve(), likeness=False, in_step=True, seed=zlib.crc32(run.encode()),
+            seconds=300.0, wall=1800.0,
+        ).verdict  # fmt: skip
+    if place_among_ranks()[0] == 0:
+        return told(found, build(brief.name), asked)
+    return exit_code(found)
 
 
 def hunt(argv: list[str]) -> int:

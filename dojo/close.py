@@ -116,7 +116,9 @@ def assert_equal(got: Any, want: Any, name: str = "the result") -> None:
                 (i for i, (g, w) in enumerate(zip(got, want, strict=False)) if g != w),
                 min(len(got), len(want)),
             )
-            raise Mismatch(f"{name}: not the same", expected=want, got=got, where=f"first at position {first}")
+            raise Mismatch(
+                f"{name}: not the same", expected=want, got=got, where=f"first at position {first}"
+            )
     elif type(got) is bool or type(want) is bool:
         if got is not want:
             raise Mismatch(f"{name}: not the same", expected=want, got=got)

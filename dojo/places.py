@@ -27,6 +27,13 @@ def room_file(room: str, kata: str, suffix: str = ".py") -> Path:
     return ROOT / room / f"{kata}{suffix}"
 
 
+def place_among_ranks() -> tuple[int, int] | None:
+    """This process's rank and the number of ranks, if torchrun (or the like) has started several."""
+    if all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return None
+
+
 def shown(path: Path) -> str:
     """The path as a person types it: relative to where they stand, if it is below."""
     try:

@@ -343,7 +343,7 @@ MISTAKES = (
         change=(
             ("chunks += text[end : match.start()], match[0]", "chunks.append(match[0])"),
             ("return [*chunks, text[end:]]", "return chunks"),
-            ("if sum(map(len, matches)) == len(text):", "if matches:"),
+            ('if "".join(matches) == text:', "if matches:"),
         ),
     ),
     Mistake(

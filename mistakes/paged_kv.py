@@ -869,6 +869,18 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "a-digest-outlives-its-block",
+        "a block that was evicted keeps its digest: shared and freed again, it passes for a cached one",
+        "The digest will be overwritten.",
+        "test_eviction_spares_what_is_in_use_and_takes_the_longest_free",
+        change=(
+            (
+                "            del self._cached[self._digests.pop(block)]\n",
+                "            self._cached.pop(self._digests[block], None)\n",
+            ),
+        ),
+    ),
+    Mistake(
         "evicted-in-use",
         "the oldest cached block is evicted although a table holds it",
         "The least recently cached block goes.",

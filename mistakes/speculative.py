@@ -143,6 +143,13 @@ MISTAKES = (
         change=(("uniform < wanted / offered", "uniform < (wanted / offered).clamp(max=0.99)"),),
     ),
     Mistake(
+        "ratio-scaled-up",
+        "a draft is accepted with probability 1.15 · p/q",
+        "A little generosity towards the draft saves target runs.",
+        "test_a_draft_is_refused_now_and_then_if_the_target_likes_it_less",
+        change=(("uniform < wanted / offered", "uniform < 1.15 * wanted / offered"),),
+    ),
+    Mistake(
         "match-with-the-targets-sample",
         "a draft is accepted if the target's own sample is the same token: Σ p·q instead of Σ min(p, q)",
         "Verifying means sampling from the target, and comparing.",
@@ -237,6 +244,18 @@ MISTAKES = (
             (
                 "    if accepted < len(draft):\n",
                 "    weights = (weights == weights.max()).to(weights)\n    weights = target[accepted] if accepted < len(draft) else weights * (weights.cumsum(0) == 1)\n    if accepted < len(draft):\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "bonus-with-a-temperature",
+        "the bonus is drawn at a temperature of 1.5, the drafts are judged without one",
+        "Temperature belongs to sampling, and only the bonus is sampled.",
+        "test_a_large_half_precision_vocabulary_is_drawn_evenly",
+        change=(
+            (
+                "    if accepted < len(draft):\n",
+                "    if accepted == len(draft):\n        weights = weights ** (1 / 1.5)\n    if accepted < len(draft):\n",
             ),
         ),
     ),
@@ -440,6 +459,22 @@ MISTAKES = (
                     "weights / weights.sum()", "torch.rand((), generator=ahead, dtype=torch.float64)"
                 ),
             ),
+        ),
+    ),
+    Mistake(
+        "uniforms-from-a-coarse-grid",
+        "the uniform numbers are multiples of 1/64",
+        "A random integer divided by its range is uniform.",
+        "test_a_draft_is_refused_now_and_then_if_the_target_likes_it_less",
+        change=((UNIFORM, "torch.randint(64, (len(draft),), generator=generator) / 64"),),
+    ),
+    Mistake(
+        "verdicts-on-a-copy-only",
+        "the uniform numbers come from a copy of the generator, and only the last draw moves the generator on",
+        "The verdicts must not disturb the sampling.",
+        "test_consecutive_steps_are_independent",
+        change=(
+            (UNIFORM, UNIFORM.replace("=generator,", "=torch.Generator().set_state(generator.get_state()),")),
         ),
     ),
     Mistake(
@@ -648,7 +683,7 @@ MISTAKES = (
         "draft-rows-one-place-late",
         "draft i is judged by the draft's row after it, not by the one it was sampled from",
         "The row of a draft is what the model says when it reads it.",
-        "test_the_text_is_distributed_as_the_targets",
+        "test_a_perfect_draft_gives_k_plus_one_tokens_a_round",
         change=(
             (
                 "        rows.append(draft.probs(unread)[-1])\n        unread = torch.multinomial(_widened(rows[-1]), 1, generator=generator)\n",
@@ -692,6 +727,19 @@ MISTAKES = (
             ),
             ("torch.multinomial(_widened(rows[-1]), 1, generator=generator)", DRAFT_DRAW),
             (UNIFORM, "torch.rand(len(draft), generator=generator)"),
+        ),
+    ),
+    Mistake(
+        "multinomial-on-a-copy-of-the-generator",
+        "the step gets a copy of the generator: what it draws last, a draft of the next round repeats",
+        "The step should not disturb the draft model.",
+        "test_the_text_is_distributed_as_the_targets",
+        change=(
+            (
+                "emitted = speculative_step(target_probs, draft_probs, draft_tokens, generator=generator)",
+                "ahead = torch.Generator().set_state(generator.get_state())\n"
+                "        emitted = speculative_step(target_probs, draft_probs, draft_tokens, generator=ahead)",
+            ),
         ),
     ),
     Mistake(

@@ -8,8 +8,10 @@ whose place is taken, is passed over.
 The key of token number n is n.hd in head h and dimension d, and its value is −n.hd: in a card, 3.10 is the
 third token's key in head 1, dimension 0."""
 
+import functools
 import itertools
 import math
+import random
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,9 +22,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dojo.close import Mismatch, assert_close, assert_equal, assert_tensor, assert_true, refuses, untouched
-from dojo.draw import LAYOUTS, distinct, examples, fill
+from dojo.draw import examples, fill
 
-DTYPES = st.sampled_from((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LAYOUTS = ("contiguous", "transposed", "strided", "expanded")
 PLACES = (0, 1, 2)
 APPENDS = [("append", i, n) for n in (1, 2, 3, 5) for i in PLACES]
 FREES = [("free", i) for i in PLACES]
@@ -65,70 +68,107 @@ class Pieces:
     layout: str = "contiguous"
 
 
-@st.composite
-def scripts(draw, *kinds, most=10, blocks=(1, 8), sizes=(1, 2, 3)):
+def picker(drawn):
+    """A function that gives the next whole number from 0 to n − 1; shrunk, 0, 1, 2 … as the bytes say."""
+    seed, data = drawn
+    if seed:
+        return random.Random(seed).randrange
+    left = iter(data)
+    return lambda n: next(left, 0) % n
+
+
+DRAWN = st.tuples(st.integers(0, 2**16), st.binary(max_size=48)).map(picker)
+"""Two draws in all: what Hypothesis takes for each draw is half of what an example takes."""
+
+
+def cases(make, *args, **settings):
+    return DRAWN.map(lambda pick: make(pick, *args, **settings))
+
+
+def between(pick, low, high):
+    return low + pick(high - low + 1)
+
+
+def one_of(pick, options):
+    return options[pick(len(options))]
+
+
+def shuffled(pick, items):
+    """The items in any order, their own if shrunk."""
+    left = list(items)
+    return [left.pop(pick(len(left))) for _ in items]
+
+
+def several(pick, most, item):
+    """Up to ``most`` items, one after the other."""
+    return [item() for _ in range(pick(most + 1))]
+
+
+def scripts(pick, *kinds, most=10, blocks=(1, 8), sizes=(1, 2, 3)):
     """Each step is one of those that apply: its table is live, and the place of a new one is empty.
 
     A kind is drawn with equal chance, and then a step of that kind."""
     steps, live = [], set()
-    for number in draw(st.lists(st.integers(0, 2**14), min_size=1, max_size=most)):
+    shape = between(pick, *blocks), one_of(pick, sizes)
+    heads, dim = between(pick, 1, 2), between(pick, 1, 2)
+    for _ in range(between(pick, 1, most)):
         open_ = [[step for step in kind if applies(step, live)] for kind in kinds]
-        open_ = [kind for kind in open_ if kind]
-        kind = open_[number % len(open_)]
-        steps.append(kind[number // len(open_) % len(kind)])
+        steps.append(one_of(pick, one_of(pick, [kind for kind in open_ if kind])))
         verb, place, *rest = steps[-1]
         live = live - {place} if verb == "free" else live | {rest[0] if verb == "fork" else place}
-    heads, dim = draw(st.integers(1, 2)), draw(st.integers(1, 2))
-    return Script(draw(st.integers(*blocks)), draw(st.sampled_from(sizes)), steps, heads, dim)
+    return Script(*shape, steps, heads, dim)
 
 
-@st.composite
-def branches(draw):
+def branches(pick):
     """A sequence, one or two forks of it, an append to each in any order; then more appends, and frees."""
-    steps = [("append", 0, draw(st.integers(1, 5))), ("fork", 0, 1)]
-    if draw(st.booleans()):
-        steps.append(("fork", draw(st.sampled_from((0, 1))), 2))
+    steps = [("append", 0, between(pick, 1, 5)), ("fork", 0, 1)]
+    if pick(2):
+        steps.append(("fork", pick(2), 2))
     live = range(len(steps))
-    steps += [("append", place, draw(st.integers(1, 3))) for place in draw(st.permutations(live))]
-    for place, n in draw(st.lists(st.tuples(st.sampled_from(live), st.integers(0, 3)), max_size=4)):
+    steps += [("append", place, between(pick, 1, 3)) for place in shuffled(pick, live)]
+    for place, n in several(pick, 4, lambda: (one_of(pick, live), pick(4))):
         steps.append(("append", place, n) if n else ("free", place))
-    return Script(draw(st.integers(8, 12)), draw(st.sampled_from((2, 3, 1))), steps)
+    return Script(between(pick, 8, 12), one_of(pick, (2, 3, 1)), steps)
 
 
-@st.composite
-def evictions(draw):
+def branches_or_scripts(pick, *kinds, **settings):
+    return scripts(pick, *kinds, **settings) if pick(2) else branches(pick)
+
+
+def evictions(pick):
     """Up to three prompts, some of them asked for by a second sequence; all are freed in any order, and some
-    taken up again. Then appends that may need their blocks, and a look at what is left of each prompt."""
-    size, counts = draw(st.sampled_from((1, 2))), draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
-    places = st.integers(0, len(counts) - 1)
+    taken up again. Then appends that may need their blocks, sometimes shared for a while before they are
+    freed, and a look at what is left of each prompt."""
+    size, counts = between(pick, 1, 2), [between(pick, 1, 3) for _ in range(between(pick, 1, 3))]
     steps = [("prompt", i, *[i] * count * size) for i, count in enumerate(counts)]
-    steps += [("again", 3 + i, of) for i, of in enumerate(draw(st.lists(places, max_size=2)))]
-    steps += [("free", step[1]) for step in draw(st.permutations(steps))]
-    for i, freed in draw(st.lists(st.tuples(places, st.booleans()), max_size=2)):
+    steps += [("again", 3 + i, of) for i, of in enumerate(several(pick, 2, lambda: pick(len(counts))))]
+    steps += [("free", step[1]) for step in shuffled(pick, steps)]
+    for i, freed in several(pick, 2, lambda: (pick(len(counts)), pick(2))):
         steps += [("again", i, i)] + [("free", i)] * freed
-    total = sum(counts) + draw(st.integers(0, 2))
-    for n in draw(st.lists(st.integers(1, total), min_size=1, max_size=2)):
-        steps += [("free", 9), ("append", 9, n * size)]
+    total = sum(counts) + pick(3)
+    for _ in range(between(pick, 2, 3)):
+        steps += [("free", 9), ("append", 9, between(pick, 1, total) * size)]
+        steps += [("fork", 9, 7), ("free", 7)] * pick(2)
     steps += [step for i in range(len(counts)) for step in (("again", 8, i), ("free", 8))]
     return Script(total, size, steps)
 
 
-@st.composite
-def chats(draw):
+def evictions_or_scripts(pick, *kinds, **settings):
+    return scripts(pick, *kinds, **settings) if pick(3) == 2 else evictions(pick)
+
+
+def chats(pick):
     """Each turn takes up the sequence before it, by its ids or by a fork, and goes on with new ids; sometimes
     a token comes without. In the end each sequence is looked up again."""
-    steps = [("decode", 0, draw(st.integers(1, 4)))]
-    turns = draw(st.lists(st.integers(0, 2**11), min_size=1, max_size=3))
-    for place, turn in enumerate(turns, 1):
-        turn, forked = divmod(turn, 2)
-        turn, untold = divmod(turn, 4)
-        turn, fate = divmod(turn, 3)
-        steps.append(("fork", place - 1, place) if forked else ("again", place, place - 1))
-        steps += [("append", place, 1)] * (untold == 1) + [("decode", place, turn % 4 + 1)]
-        steps += [[], [("decode", place - 1, 3)], [("free", place - 1)]][fate]
-    for place in range(len(turns) + 1):
+    size, turns = one_of(pick, (2, 1, 3)), between(pick, 1, 3)
+    steps = [("decode", 0, between(pick, 1, 4))]
+    for place in range(1, turns + 1):
+        steps.append(("fork", place - 1, place) if pick(2) else ("again", place, place - 1))
+        steps += [("append", place, 1)] * (pick(4) == 1) + [("decode", place, between(pick, 1, 4))]
+        steps += [[], [("decode", place - 1, 3)], [("free", place - 1)]][pick(3)]
+    for place in range(turns + 1):
         steps += [("again", 9, place), ("free", 9), ("skip", 9, place), ("free", 9)]
-    return Script(40, draw(st.sampled_from((2, 1, 3))), steps)
+    return Script(40, size, steps)
 
 
 def applies(step, live):
@@ -138,22 +178,34 @@ def applies(step, live):
     return verb in ("append", "decode") or (place in live and (verb != "fork" or rest[0] not in live))
 
 
-@st.composite
-def pieces(draw, dtypes=DTYPES, scales=st.just(1.0), sizes=st.just(1.0), queries=True, most=4):
+def pieces(pick, dtypes=DTYPES, scales=(1.0,), sizes=(1.0,), queries=True, most=4):
     """Heads, head_dim, and block size differ; the sequence comes in one to four pieces, some of them empty.
 
     ``scales`` are those of q, ``sizes`` those of k and v. Scores stay such that fp16 can
     hold them, and that their rounding in float32 does not decide which key wins."""
-    heads, dim, size = distinct(draw, 3, high=4)
-    cut = [draw(st.integers(1, 5)), *draw(st.lists(st.integers(0, 5), max_size=most - 1))]
-    length, dtype, layout = sum(cut), draw(dtypes), draw(LAYOUTS)
-    asked = min(draw(st.integers(1, 4)), length) if queries else 1
-    scale, size_ = draw(scales), draw(sizes)
+    heads, dim, size = shuffled(pick, (1, 2, 3, 4))[:3]
+    cut = [between(pick, 1, 5), *(pick(6) for _ in range(pick(most) or pick(most)))]
+    length, dtype, layout = sum(cut), one_of(pick, dtypes), one_of(pick, LAYOUTS)
+    asked = min(between(pick, 1, 4), length) if queries else 1
+    scale, size_ = one_of(pick, scales), one_of(pick, sizes)
     scale = min(scale, {2: 30.0, 4: 1000.0, 8: 1e5}[dtype.itemsize])
-    k = fill(draw, (heads, length, dim), dtype=dtype, scale=size_)
-    v = fill(draw, (heads, length, dim), dtype=dtype, scale=size_)
-    q = fill(draw, (heads, asked, dim), dtype=dtype, scale=scale, layout=layout) if queries else k[:, :1]
+    k = filled(pick, (heads, length, dim), dtype=dtype, scale=size_)
+    v = filled(pick, (heads, length, dim), dtype=dtype, scale=size_)
+    q = filled(pick, (heads, asked, dim), dtype=dtype, scale=scale, layout=layout) if queries else k[:, :1]
     return Pieces(k, v, q, cut, size, layout)
+
+
+def filled(pick, shape, **settings):
+    """``fill``, its seed and its bytes taken from the case's one seed."""
+    drawn = iter((pick(2**16), bytes(pick(256) for _ in range(12))))
+    return fill(lambda strategy: next(drawn), shape, **settings)
+
+
+@functools.cache
+def numbered(heads, dim):
+    """Key number n for n < 256: n.hd in head h and dimension d."""
+    place = torch.arange(heads, dtype=torch.float64).reshape(-1, 1, 1) / 10 + torch.arange(dim) / 100
+    return (torch.arange(256, dtype=torch.float64).reshape(1, -1, 1) + place).float()
 
 
 class World:
@@ -166,9 +218,7 @@ class World:
     def __init__(self, subject, case):
         self.subject, self.size, self.total = subject, case.block_size, case.num_blocks
         self.shape = heads, dim = case.num_heads, case.head_dim
-        self.places = (
-            torch.arange(heads, dtype=torch.float64).reshape(-1, 1, 1) / 10 + torch.arange(dim) / 100
-        )
+        self.keys_by_number = numbered(heads, dim)
         self.pool = subject.BlockPool(case.num_blocks, case.num_heads, case.block_size, case.head_dim)
         self.tables = {}
         self.tokens = {}  # place → ids, where an id that was not told is a string
@@ -317,7 +367,7 @@ class World:
             self.numbers.setdefault(tuple(tokens[: i + 1]), len(self.numbers) + 1)
             for i in range(start, len(tokens))
         ]
-        k = (torch.tensor(numbers, dtype=torch.float64).reshape(1, -1, 1) + self.places).float()
+        k = self.keys_by_number[:, numbers]
         return k, -k
 
     # -- the checks
@@ -442,7 +492,7 @@ def assert_attends(got, q, k, v, scale, name="the result"):
 # --- part 1: the pool ----------------------------------------------------------------------------
 
 
-@given(case=pieces(queries=False, sizes=st.sampled_from((1.0, 2e4, 1e-7))))
+@given(case=cases(pieces, queries=False, sizes=(1.0, 2e4, 1e-7)))
 def test_gather_returns_what_was_appended(subject, case):
     """However a sequence is cut into appends, gather returns its k and v bit for bit, in the pool's dtype.
 
@@ -457,13 +507,19 @@ def test_gather_returns_what_was_appended(subject, case):
     untouched(before, {"k": case.k, "v": case.v})
 
 
-@given(sizes=st.lists(st.integers(1, 4), min_size=4, max_size=4), dtype=st.none() | DTYPES)
-def test_an_empty_sequence_has_no_block_and_gathers_nothing(subject, sizes, dtype):
+def new_pools(pick):
+    return [between(pick, 1, 4) for _ in range(4)], one_of(pick, (None, *DTYPES))
+
+
+@examples(full=20)
+@given(case=cases(new_pools))
+def test_an_empty_sequence_has_no_block_and_gathers_nothing(subject, case):
     """A new pool is all free; a new table has length 0 and no block, whatever others hold, and gathers
     (num_heads, 0, head_dim).
 
     Catches sizes that change places, a block reserved beforehand, a dtype that is ignored, and one list of
     blocks for all tables."""
+    sizes, dtype = case
     blocks, heads, _, dim = sizes
     pool, one = subject.BlockPool(*sizes, dtype=dtype), torch.ones(heads, 1, dim, dtype=dtype)
     for held in (0, 1):
@@ -475,7 +531,7 @@ def test_an_empty_sequence_has_no_block_and_gathers_nothing(subject, sizes, dtyp
         pool.append(table, one, one) if not held else None
 
 
-@given(case=scripts(APPENDS))
+@given(case=cases(scripts, APPENDS, blocks=(4, 10), sizes=(2, 3, 1)))
 def test_a_sequence_holds_as_many_blocks_as_its_tokens_need(subject, case):
     """A table of length n holds exactly ⌈n / block_size⌉ blocks, so no slot is wasted but in the last one.
 
@@ -485,7 +541,7 @@ def test_a_sequence_holds_as_many_blocks_as_its_tokens_need(subject, case):
     world.run(case.steps, world.check_sizes, world.check_count)
 
 
-@given(case=scripts(APPENDS, APPENDS, FREES))
+@given(case=cases(scripts, APPENDS, APPENDS, FREES))
 def test_free_and_held_blocks_make_the_pool(subject, case):
     """After any steps, num_free plus the blocks that live tables hold is num_blocks.
 
@@ -494,7 +550,7 @@ def test_free_and_held_blocks_make_the_pool(subject, case):
     world.run(case.steps, world.check_sum)
 
 
-@given(case=scripts(APPENDS, APPENDS, FREES))
+@given(case=cases(scripts, APPENDS, APPENDS, FREES))
 def test_no_block_has_two_owners(subject, case):
     """Two tables never hold the same block, no table holds one twice, and a block stays while it is held.
 
@@ -503,7 +559,7 @@ def test_no_block_has_two_owners(subject, case):
     world.run(case.steps, world.check_owners)
 
 
-@given(case=scripts(APPENDS, APPENDS, FREES))
+@given(case=cases(scripts, APPENDS, APPENDS, FREES))
 def test_each_sequence_reads_as_a_cache_of_its_own(subject, case):
     """Whatever other sequences append and free, each one gathers its own tokens in order.
 
@@ -513,7 +569,7 @@ def test_each_sequence_reads_as_a_cache_of_its_own(subject, case):
     world.run(case.steps, world.check_content)
 
 
-@given(case=scripts(APPENDS, most=3, blocks=(4, 8)), n=st.integers(0, 3))
+@given(case=cases(scripts, APPENDS, most=3, blocks=(4, 8)), n=st.integers(0, 3))
 def test_a_freed_table_is_refused(subject, case, n):
     """Once a table is freed, each use of it raises ValueError, a second free included, and changes nothing.
 
@@ -540,15 +596,18 @@ def test_a_freed_table_is_refused(subject, case, n):
             refuses(ValueError, call, because=f"the table was freed before this {name}")
 
 
-@given(
-    block_size=st.integers(1, 3),
-    rounds=st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=3), min_size=2, max_size=3),
-    spare=st.integers(0, 1),
-)
-def test_every_block_can_be_used_again(subject, block_size, rounds, spare):
+def fillings(pick):
+    rounds = [[between(pick, 1, 3) for _ in range(between(pick, 1, 3))] for _ in range(between(pick, 2, 3))]
+    return between(pick, 1, 3), rounds, pick(2)
+
+
+@examples(full=20)
+@given(case=cases(fillings))
+def test_every_block_can_be_used_again(subject, case):
     """All blocks of a pool can be held at once, and again after they were freed, however they are split.
 
     Catches blocks that free forgets, a last block that is never given out, and lost ends of sequences."""
+    block_size, rounds, spare = case
     total = max(map(sum, rounds)) + spare
     world = World(subject, Script(total, block_size, []))
     for blocks in rounds:
@@ -561,7 +620,9 @@ def test_every_block_can_be_used_again(subject, block_size, rounds, spare):
 
 
 @given(
-    case=scripts(APPENDS, APPENDS, FREES, blocks=(1, 5)), place=st.integers(0, 2), beyond=st.integers(1, 7)
+    case=cases(scripts, APPENDS, APPENDS, FREES, blocks=(1, 5)),
+    place=st.integers(0, 2),
+    beyond=st.integers(1, 7),
 )
 def test_an_append_that_does_not_fit_changes_nothing(subject, case, place, beyond):
     """An append that needs more blocks than are free raises OutOfBlocks, and nothing has changed; one that
@@ -602,7 +663,7 @@ def test_two_pools_share_nothing(subject, sizes, same, n):
         world.check_all()
 
 
-@given(case=pieces(queries=False, dtypes=st.just(torch.float32)))
+@given(case=cases(pieces, queries=False, dtypes=(torch.float32,)))
 def test_pool_and_caller_share_no_memory(subject, case):
     """Writing into k and v after append, or into what gather returned, changes nothing in the pool.
 
@@ -620,7 +681,7 @@ def test_pool_and_caller_share_no_memory(subject, case):
 
 
 @given(
-    case=pieces(dtypes=st.sampled_from((torch.float32, torch.float64))),
+    case=cases(pieces, dtypes=(torch.float32, torch.float64)),
     stale=st.sampled_from((math.nan, math.inf, 1e30)),
 )
 def test_what_a_block_held_before_has_no_influence(subject, case, stale):
@@ -644,7 +705,7 @@ def test_what_a_block_held_before_has_no_influence(subject, case, stale):
 
 
 @given(
-    case=pieces(scales=st.sampled_from((1.0, 0.1, 30.0, 1e5))),
+    case=cases(pieces, scales=(1.0, 0.1, 30.0, 1e5)),
     scale=st.sampled_from((None, None, None, 0.25, -1.0)),
     crossed=st.booleans(),
 )
@@ -675,7 +736,7 @@ def test_attend_equals_its_definition(subject, case, scale, crossed):
 
 
 @examples(full=40)
-@given(case=scripts(APPENDS, APPENDS, FREES, most=6))
+@given(case=cases(scripts, APPENDS, APPENDS, FREES, most=6))
 def test_attend_reads_the_table_as_it_is(subject, case):
     """attend answers for the table that it is given, with all that was appended by then.
 
@@ -685,7 +746,7 @@ def test_attend_reads_the_table_as_it_is(subject, case):
 
 
 @examples(full=40)
-@given(case=pieces(dtypes=st.just(torch.float64)), scale=st.sampled_from((0.5, -1.0, 3.0)))
+@given(case=cases(pieces, dtypes=(torch.float64,)), scale=st.sampled_from((0.5, -1.0, 3.0)))
 def test_scale_multiplies_the_scores(subject, case, scale):
     """Scaling the scores is scaling q; a scale of 0 gives the mean of the values up to each query.
 
@@ -705,7 +766,7 @@ def test_scale_multiplies_the_scores(subject, case, scale):
 
 
 @examples(full=40)
-@given(case=pieces(dtypes=st.just(torch.float64)), seed=st.integers(0, 99), loud=st.sampled_from((1.0, 1e5)))
+@given(case=cases(pieces, dtypes=(torch.float64,)), seed=st.integers(0, 99), loud=st.sampled_from((1.0, 1e5)))
 def test_queries_may_come_one_by_one_or_together(subject, case, seed, loud):
     """Attending with each query when its token is the last gives what attending with all at the end gives.
 
@@ -751,7 +812,7 @@ def test_long_half_precision_sequences_sum_in_float32(subject, block_size, dim):
     assert_attends(pool.attend(table, case.q), case.q, k, v, None)
 
 
-@given(case=pieces(dtypes=st.just(torch.float32), most=1), at=st.integers(0, 3), low=st.integers(-1, 0))
+@given(case=cases(pieces, dtypes=(torch.float32,), most=1), at=st.integers(0, 3), low=st.integers(-1, 0))
 def test_bad_arguments_are_refused(subject, case, at, low):
     """Sizes below 1, shapes that do not fit, more queries than tokens: ValueError, and nothing has changed.
 
@@ -862,7 +923,7 @@ def test_a_pool_lies_on_its_device(subject, num_blocks):
 # --- part 2: fork --------------------------------------------------------------------------------
 
 
-@given(case=scripts(APPENDS, FORKS, most=6, blocks=(1, 5)), place=st.integers(0, 2))
+@given(case=cases(scripts, APPENDS, FORKS, most=6, blocks=(1, 5)), place=st.integers(0, 2))
 def test_a_fork_takes_no_block_and_holds_the_same(subject, case, place):
     """fork returns another table of the same length and blocks; num_free is what it was, be it 0.
 
@@ -879,7 +940,7 @@ def test_a_fork_takes_no_block_and_holds_the_same(subject, case, place):
     assert_equal(list(child.blocks), list(parent.blocks), "the child's blocks")
 
 
-@given(case=branches())
+@given(case=cases(branches))
 def test_forks_do_not_see_each_other(subject, case):
     """What a parent or a child appends, the other never reads, in any number of forks of forks.
 
@@ -889,7 +950,7 @@ def test_forks_do_not_see_each_other(subject, case):
     world.run(case.steps, world.check_content)
 
 
-@given(case=branches() | scripts(APPENDS, FORKS, APPENDS, FREES, blocks=(2, 9)))
+@given(case=cases(branches_or_scripts, APPENDS, FORKS, APPENDS, FREES, blocks=(2, 9)))
 def test_only_a_written_block_is_copied(subject, case):
     """Two forks share every block that neither wrote to after the fork, and no other; num_free shows it.
 
@@ -899,13 +960,14 @@ def test_only_a_written_block_is_copied(subject, case):
     world.run(case.steps, world.check_owners, world.check_count)
 
 
-@given(case=branches() | scripts(APPENDS, FORKS, FREES, blocks=(2, 9)), order=st.permutations(PLACES))
-def test_a_shared_block_is_free_when_its_last_owner_is(subject, case, order):
+@given(case=cases(branches_or_scripts, APPENDS, FORKS, FREES, blocks=(2, 9)), turn=st.integers(0, 5))
+def test_a_shared_block_is_free_when_its_last_owner_is(subject, case, turn):
     """Blocks come back exactly when no live table holds them, whatever the order of parents and children.
 
     Catches free without counting owners, counts that are never lowered, and forks of forks counted once."""
     world = World(subject, case)
-    world.run([*case.steps, *[("free", i) for i in order]], world.check_sum, world.check_count)
+    ends = [("free", i) for i in list(itertools.permutations(PLACES))[turn]]
+    world.run([*case.steps, *ends], world.check_sum, world.check_count)
     assert_equal(world.pool.num_free, case.num_blocks, "num_free once every table is freed")
 
 
@@ -938,7 +1000,7 @@ def test_a_copy_that_does_not_fit_changes_nothing(subject, held, size, forks, ch
     world.run([("append", writer, 1)], world.check_all)
 
 
-@given(case=scripts(APPENDS, FORKS, most=5, blocks=(3, 8)), place=st.integers(0, 2))
+@given(case=cases(scripts, APPENDS, FORKS, most=5, blocks=(3, 8)), place=st.integers(0, 2))
 def test_a_freed_table_cannot_be_forked(subject, case, place):
     """fork of a freed table raises ValueError; a fork outlives its parent.
 
@@ -969,18 +1031,16 @@ class Prompts:
     freed: bool
 
 
-@st.composite
-def prompts(draw):
-    common, same = draw(st.lists(st.integers(0, 2), max_size=7)), draw(st.booleans())
-    first, second = (
-        draw(st.lists(st.integers(0, 2), max_size=4)),
-        draw(st.lists(st.integers(3, 5), max_size=4)),
-    )
-    first, second = ([], []) if same else (first, second)
-    return Prompts(draw(st.integers(1, 3)), common + first, common + second, len(common), draw(st.booleans()))
+def prompts(pick):
+    size, same, freed = between(pick, 1, 3), pick(2), bool(pick(2))
+    common = several(pick, 7, lambda: pick(3))
+    first, second = several(pick, 4, lambda: pick(3)), several(pick, 4, lambda: 3 + pick(3))
+    if same:
+        first, second = [], []
+    return Prompts(size, common + first, common + second, len(common), freed)
 
 
-@given(case=prompts())
+@given(case=cases(prompts))
 def test_whole_blocks_of_a_common_prefix_are_found(subject, case):
     """match_prefix holds exactly the whole blocks that two prompts have in common, while their first owner
     lives and after it was freed; they cost nothing while it lives.
@@ -999,16 +1059,17 @@ def test_whole_blocks_of_a_common_prefix_are_found(subject, case):
     world.check_all()
 
 
-@given(
-    size=st.integers(1, 2),
-    one=st.integers(0, 2),
-    two=st.integers(3, 4),
-    rest=st.lists(st.integers(0, 2), max_size=3),
-)
-def test_the_same_ids_after_another_prefix_are_not_shared(subject, size, one, two, rest):
+def prefixes(pick):
+    return between(pick, 1, 2), pick(3), 3 + pick(2), several(pick, 3, lambda: pick(3))
+
+
+@examples(full=20)
+@given(case=cases(prefixes))
+def test_the_same_ids_after_another_prefix_are_not_shared(subject, case):
     """A block is found only behind the ids that stood before it, since its keys depend on them.
 
     Catches a key made of the block's own ids, of its ids and its position, or of the ids just before it."""
+    size, one, two, rest = case
     rest = rest + [1] * (size + -len(rest) % size)
     world = World(subject, Script(30, size, []))
     world.prompt(0, *[one] * size, *rest)
@@ -1049,7 +1110,7 @@ def test_ids_that_look_alike_are_told_apart(subject, pair, turned, before, after
     world.check_all()
 
 
-@given(case=scripts(PROMPTS, FREES, most=5, blocks=(2, 6)), n=st.integers(1, 3))
+@given(case=cases(scripts, PROMPTS, FREES, most=5, blocks=(2, 6)), n=st.integers(1, 3))
 def test_cached_blocks_are_free(subject, case, n):
     """With every table freed, the whole pool can be taken again, cached blocks and all; a cached block that
     was given up is never found.
@@ -1062,7 +1123,8 @@ def test_cached_blocks_are_free(subject, case, n):
     world.run([step for ask in asked for step in (ask, ("free", 1))], world.check_all)
 
 
-@given(case=evictions() | scripts(PROMPTS, PROMPTS, FREES, APPENDS, most=12, blocks=(2, 8)))
+@examples(full=50)
+@given(case=cases(evictions_or_scripts, PROMPTS, PROMPTS, FREES, APPENDS, most=12, blocks=(2, 8)))
 def test_eviction_spares_what_is_in_use_and_takes_the_longest_free(subject, case):
     """append takes blocks without cached content first; then those let go first, the end of a sequence before
     its beginning; never one that a table holds.
@@ -1073,7 +1135,7 @@ def test_eviction_spares_what_is_in_use_and_takes_the_longest_free(subject, case
     world.run(case.steps, world.check_all)
 
 
-@given(case=scripts(PROMPTS, FREES, most=6, blocks=(2, 6)), beyond=st.integers(1, 3))
+@given(case=cases(scripts, PROMPTS, FREES, most=6, blocks=(2, 6)), beyond=st.integers(1, 3))
 def test_a_refused_append_gives_up_nothing(subject, case, beyond):
     """An append that raises OutOfBlocks leaves every cached block where it was, and still to be found.
 
@@ -1095,7 +1157,7 @@ def test_a_refused_append_gives_up_nothing(subject, case, beyond):
         world.run([("prompt", 0, *ids), ("free", 0)], world.check_all)
 
 
-@given(case=chats())
+@given(case=cases(chats))
 def test_blocks_are_cached_while_all_ids_are_told(subject, case):
     """Blocks that fill up later are cached too, also in forks and in tables from match_prefix; from the first
     token on whose id was not told, they are not.
@@ -1106,7 +1168,7 @@ def test_blocks_are_cached_while_all_ids_are_told(subject, case):
     world.run(case.steps, world.check_all)
 
 
-@given(case=scripts(PROMPTS, FREES, DECODES, FORKS, AGAINS, APPENDS, most=12, blocks=(3, 9)))
+@given(case=cases(scripts, PROMPTS, FREES, DECODES, FORKS, AGAINS, APPENDS, most=12, blocks=(3, 9)))
 def test_everything_together_is_still_a_cache_for_each(subject, case):
     """Appends, forks, prompts and frees in any order: content, owners and num_free stay the model's.
 
@@ -1115,17 +1177,18 @@ def test_everything_together_is_still_a_cache_for_each(subject, case):
     world.run([*case.steps, *FREES], world.check_all, world.check_attention)
 
 
-@given(
-    size=st.integers(1, 2),
-    ids=st.lists(st.integers(0, 1), min_size=1, max_size=4),
-    order=st.permutations(range(3)),
-    cut=st.integers(0, 4),
-)
-def test_the_same_ids_appended_twice_are_safe(subject, size, ids, order, cut):
+def twins(pick):
+    ids = [pick(2) for _ in range(between(pick, 1, 4))]
+    return between(pick, 1, 2), ids, shuffled(pick, PLACES), pick(5)
+
+
+@given(case=cases(twins))
+def test_the_same_ids_appended_twice_are_safe(subject, case):
     """Two sequences that fill blocks with the same ids both keep their own; whichever is freed first, and
     whatever is evicted, what match_prefix finds is right.
 
     Catches an entry of the cache that outlives its block because the other one took it along."""
+    size, ids, order, cut = case
     blocks = math.ceil(len(ids) / size)
     world = World(subject, Script(3 * blocks, size, []))
     k, v = world.content(ids)
@@ -1235,8 +1298,10 @@ def replay(subject, steps, *, blocks=8, size=2, heads=1, dim=1):
     filler, full = subject.PageTable(), torch.full((heads, blocks * size, dim), 50.0, dtype=torch.float64)
     log.append(said(pool.append, filler, full, full))
     log.append(said(pool.free, filler))
-    for step in steps:
-        log.append([said(act, *step), pool.num_free, [said(state, place) for place in sorted(live)]])
+    for number, step in enumerate(steps, 1):
+        log.append([said(act, *step), pool.num_free])
+        seen = sorted(live) if number == len(steps) else [place for place in step[1:2] if place in live]
+        log.append([said(state, place) for place in seen])
     return log
 
 
@@ -1400,6 +1465,10 @@ def probes(subject):
         "two blank ones first": ([*cached, ("append", 2, 2), *ask], 6),
         "let go again": ([*cached, ("match", 0, *a), ("free", 0), ("append", 2, 4), *ask], 4),
         "evicted beside one in use": ([*cached, ("match", 0, *a), ("append", 2, 2), *ask], 4),
+        "freed after a fork, beside cached ones": (
+            [*cached, ("append", 2, 4), ("fork", 2, 3), ("free", 3), ("free", 2), ("append", 4, 2), *ask],
+            4,
+        ),
         "refused, then asked": ([*cached, ("append", 2, 9), *ask], 4),
         "cached in use": ([*cached[:2], ("free", 1), ("append", 2, 4), ("append", 3, 2), *ask], 4),
     }

@@ -36,6 +36,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import chain, pairwise, zip_longest
+from operator import add
 from pathlib import Path
 from typing import Literal
 
@@ -220,7 +221,7 @@ class _Pairs:
         self.level = 0
         found = defaultdict(list)
         for i, tokens in enumerate(self.chunks):
-            for pair in map(str.__add__, tokens, tokens[1:]):
+            for pair in map(add, tokens, tokens[1:]):
                 found[pair].append(i)
         for pair, places in found.items():
             self.enter(pair, places)
@@ -279,7 +280,7 @@ def _chunks(text: str, pattern: str | None) -> list[str]:
         return [text]
     regex = re.compile(pattern)
     matches = regex.findall(text) if regex.groups == 0 else []
-    if sum(map(len, matches)) == len(text):  # the usual case: nothing lies between them
+    if "".join(matches) == text:  # the usual case: nothing lies between them
         return matches
     chunks, end = [], 0
     for match in regex.finditer(text):

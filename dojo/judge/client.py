@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dojo.places import ROOT, home
+from dojo.places import ROOT, home, place_among_ranks
 from dojo.verdict import Verdict, from_json
 
 
@@ -46,6 +46,8 @@ class Judge:
             "HYPOTHESIS_STORAGE_DIRECTORY": str(home() / ".dojo" / "hypothesis"),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }  # fmt: skip
+        if place_among_ranks():
+            environment["PYTHONHASHSEED"] = "0"  # the same examples in all processes
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dojo.judge.warm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._log, env=environment, cwd=ROOT,

@@ -50,7 +50,8 @@ class Request:
     ``confirm`` asks for the full number of examples after the quick stage. ``only`` restricts the trial
     to some claims (such a verdict is never a pass), ``parts`` to the first so many parts. ``seconds`` bounds
     one claim, ``wall`` the trial; None takes the brief's. ``likeness`` asks which known mistake the file
-    resembles; ``without`` leaves mistakes out of that search.
+    resembles; ``without`` leaves mistakes out of that search. ``in_step`` is set where torchrun has started
+    several processes that try the same examples together: one child runs everything, whatever time it takes.
     """
 
     id: int
@@ -68,6 +69,7 @@ class Request:
     examples: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 10.0
     wall: float | None = None
+    in_step: bool = False
 
 
 class Child:
@@ -231,6 +233,7 @@ class Trial:
             request.kata, request.path, request.source, self.names, stages, self.nonce, queue=self.queue,
             seed=request.seed, cards=request.cards, stop_at_first=request.stop_at_first,
             examples=request.examples, seconds=request.seconds, wall=request.wall or self.brief.wall,
+            in_step=request.in_step,
         )  # fmt: skip
         spawn = {"main": "child", "task": dataclasses.asdict(task)}
         child = Child(role, lambda events, trace: main(task, events, trace), spawn, self.queue)
@@ -307,7 +310,7 @@ class Trial:
         child.running = ""
         if stage == "quick" and child.role == "trial":
             self.say("stage", stage=stage, held=held, seconds=round(time.monotonic() - self.began, 3))
-            if held and len(self.due["full"]) > 1:
+            if held and len(self.due["full"]) > 1 and not self.request.in_step:
                 self.run_child("second", "full")
 
     def on_card(self, child: Child, card: dict[str, Any], example: str | None) -> None:

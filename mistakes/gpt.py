@@ -1,0 +1,782 @@
+"""What people get wrong in a small GPT, from the embedding to the sampler; a debug round plants four of these."""
+
+from dojo.mistake import Mistake
+
+EMBEDDED = "= self.token_embedding(ids)"
+TOKEN_TABLE = "self.token_embedding = nn.Embedding(vocab_size, d_model)"
+POSITIONS = "positions = torch.arange(time, device=ids.device)"
+TRIANGLE = ".tril(keys - queries)"
+SOFTMAX = 'F.softmax(scores.masked_fill(~past, float("-inf")), dim=-1)'
+SCALE = " / q.shape[-1] ** 0.5"
+SHAPE = "shape = batch, time, self.n_heads, d_model // self.n_heads"
+JOINED = "joined = y.transpose(1, 2).flatten(2)"
+GELU = "F.gelu(self.up(x))"
+LAYERS = "nn.ModuleList(Block(d_model, n_heads) for _ in range(n_layers))"
+ATTENTION_BRANCH = "        x = x + self.attn(self.norm1(x))\n"
+MLP_BRANCH = "        x = x + self.mlp(self.norm2(x))\n"
+SHIFT = "logits, targets = model(ids)[:, :-1], ids[:, 1:]"
+ENTROPY = "F.cross_entropy(logits.flatten(0, 1), targets.flatten())"
+OPTIMISER = "torch.optim.AdamW(model.parameters(), lr=lr)"
+ZERO = "        optimiser.zero_grad()\n"
+CLIP = "        nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)\n"
+WINDOW = "window = ids[:, -model.context :]"
+DRAW = "torch.multinomial(probs, num_samples=1, generator=generator)"
+POOL = "states[torch.arange(batch, device=ids.device), lengths - 1]"
+JOIN_CACHE = """        if cache is not None:
+            k, v = (torch.cat(pair, dim=2) for pair in zip(cache[layer], (k, v), strict=True))
+"""
+
+MISTAKES = (
+    # --- embedding ---
+    Mistake(
+        "embedding-times-root",
+        "token embeddings are multiplied by √d_model",
+        "Attention Is All You Need scales its embeddings.",
+        "test_token_and_position_embeddings_are_added",
+        change=((EMBEDDED, EMBEDDED + " * self.token_embedding.embedding_dim**0.5"),),
+    ),
+    Mistake(
+        "embedding-of-size-one",
+        "embeddings keep nn.Embedding's standard deviation of 1, which the tied head turns into huge logits",
+        "The default initialisation is fine.",
+        "test_a_new_model_is_undecided",
+        change=(("if isinstance(module, (nn.Linear, nn.Embedding)):", "if isinstance(module, nn.Linear):"),),
+    ),
+    Mistake(
+        "initialised-ten-times-too-wide",
+        "weights start at a standard deviation of 0.2",
+        "Some small number: 0.02 or 0.2.",
+        "test_a_new_model_is_undecided",
+        change=(("std=0.02", "std=0.2"),),
+    ),
+    Mistake(
+        "padding-row",
+        "token 0 is declared to be padding, so that its embedding is never trained as an input",
+        "Id 0 is for padding.",
+        "test_gradients_equal_the_definition",
+        change=((TOKEN_TABLE, TOKEN_TABLE[:-1] + ", padding_idx=0)"),),
+    ),
+    Mistake(
+        "embedding-renormalised",
+        "embeddings longer than 1 are shortened whenever they are looked up",
+        "max_norm keeps embeddings from growing.",
+        "test_token_and_position_embeddings_are_added",
+        change=((TOKEN_TABLE, TOKEN_TABLE[:-1] + ", max_norm=1.0)"),),
+    ),
+    Mistake(
+        "ids-by-place-in-the-text",
+        "a character's id is its last place in the text, not its rank in the vocabulary",
+        "Enumerating the text numbers its characters.",
+        "test_characters_are_numbered_in_sorted_order",
+        change=(("enumerate(self.chars)", "enumerate(text)"),),
+    ),
+    Mistake(
+        "vocabulary-by-first-appearance",
+        "characters are numbered as they first appear, not in sorted order",
+        "Any order of the vocabulary will do.",
+        "test_characters_are_numbered_in_sorted_order",
+        change=(("sorted(set(text))", "list(dict.fromkeys(text))"),),
+    ),
+    Mistake(
+        "negative-ids-decoded",
+        "decode reads −1 as the last character",
+        "Indexing checks its range.",
+        "test_unknown_characters_and_ids_are_refused",
+        change=(("not 0 <= i < len(self.chars)", "i >= len(self.chars)"),),
+    ),
+    # --- positions ---
+    Mistake(
+        "position-of-the-text-in-the-batch",
+        "positions are counted along the batch: all tokens of a text get the same one",
+        "arange over the first axis, broadcast over the second.",
+        "test_each_place_has_its_own_position_embedding",
+        change=((POSITIONS, "positions = torch.arange(batch, device=ids.device)[:, None]"),),
+    ),
+    Mistake(
+        "positions-from-the-end",
+        "the last token is position 0",
+        "What counts is the distance to the token that is predicted.",
+        "test_each_place_has_its_own_position_embedding",
+        change=((POSITIONS, POSITIONS + ".flip(0)"),),
+    ),
+    Mistake(
+        "positions-end-at-the-context",
+        "the last token always gets the last row of the position table; only full texts are right",
+        "The window ends at the context.",
+        "test_each_place_has_its_own_position_embedding",
+        change=(
+            (POSITIONS, "positions = torch.arange(self.context - time, self.context, device=ids.device)"),
+        ),
+    ),
+    Mistake(
+        "position-table-by-token",
+        "the position table is looked up by token ids",
+        "An embedding takes ids.",
+        "test_each_place_has_its_own_position_embedding",
+        change=(("self.position_embedding(positions)", "self.position_embedding(ids)"),),
+    ),
+    Mistake(
+        "no-positions",
+        "position embeddings are never added",
+        "The causal mask tells the order.",
+        "test_each_place_has_its_own_position_embedding",
+        change=((" + self.position_embedding(positions)", ""),),
+    ),
+    Mistake(
+        "context-not-checked",
+        "a text longer than the context fails inside the embedding, with an IndexError",
+        "The position table checks its own range.",
+        "test_sizes_and_texts_that_do_not_fit_are_refused",
+        change=(("if not 1 <= time <= self.context:", "if time < 1:"),),
+    ),
+    Mistake(
+        "heads-not-checked",
+        "heads that do not divide d_model are not refused",
+        "d_model // n_heads is the head's size.",
+        "test_sizes_and_texts_that_do_not_fit_are_refused",
+        change=(("if min(sizes) < 1 or d_model % n_heads:", "if min(sizes) < 1:"),),
+    ),
+    # --- mask ---
+    Mistake(
+        "mask-lets-the-next-token-through",
+        "each token also sees the next one, the very token that it has to predict",
+        "The diagonal is offset by one, since the target is.",
+        "test_the_future_never_matters",
+        change=((TRIANGLE, ".tril(keys - queries + 1)"),),
+    ),
+    Mistake(
+        "mask-upside-down",
+        "each token sees itself and what comes after it",
+        "The upper triangle is what is kept.",
+        "test_the_future_never_matters",
+        change=((TRIANGLE, ".triu(keys - queries)"),),
+    ),
+    Mistake(
+        "mask-inverted",
+        "the past is hidden and the future is seen",
+        "masked_fill keeps what is True.",
+        "test_every_earlier_token_matters",
+        change=(("masked_fill(~past,", "masked_fill(past,"),),
+    ),
+    Mistake(
+        "mask-fills-1e-9",
+        "hidden scores are 1e-9, which is as good as 0 and far from −1e9",
+        "Fill with a number that softmax turns into nothing.",
+        "test_the_future_never_matters",
+        change=(('float("-inf")', "1e-9"),),
+    ),
+    Mistake(
+        "mask-after-softmax",
+        "weights are set to zero after the softmax, and no longer sum to one",
+        "A hidden key has weight zero.",
+        "test_attention_weights_sum_to_one",
+        change=((SOFTMAX, "F.softmax(scores, dim=-1).masked_fill(~past, 0.0)"),),
+    ),
+    Mistake(
+        "softmax-over-queries",
+        "the softmax runs over the queries, not over the keys",
+        "dim −2 is the keys.",
+        "test_attention_weights_sum_to_one",
+        change=((SOFTMAX, SOFTMAX.replace("dim=-1", "dim=-2")),),
+    ),
+    # --- scores ---
+    Mistake(
+        "no-scale",
+        "scores are not divided by √head_dim",
+        "Softmax normalises anyway.",
+        "test_attention_equals_its_definition",
+        change=((SCALE, ""),),
+    ),
+    Mistake(
+        "root-of-d-model",
+        "scores are divided by √d_model",
+        "d in √d is d_model.",
+        "test_attention_equals_its_definition",
+        change=((SCALE, " / (q.shape[1] * q.shape[-1]) ** 0.5"),),
+    ),
+    Mistake(
+        "root-of-time",
+        "scores are divided by the root of the text's length",
+        "One axis further left.",
+        "test_attention_equals_its_definition",
+        change=((SCALE, " / q.shape[-2] ** 0.5"),),
+    ),
+    # --- heads ---
+    Mistake(
+        "viewed-as-heads-first",
+        "the split reshapes to (batch, heads, time, head_dim) without a transpose, which cuts along time",
+        "A reshape can order axes as needed.",
+        "test_heads_do_not_mix",
+        change=(
+            (SHAPE, "shape = batch, self.n_heads, time, d_model // self.n_heads"),
+            ("part.reshape(shape).transpose(1, 2)", "part.reshape(shape)"),
+        ),
+    ),
+    Mistake(
+        "joined-without-transpose",
+        "the heads are joined by a reshape alone, which strings time and heads together",
+        "A reshape can order axes as needed.",
+        "test_heads_do_not_mix",
+        change=((JOINED, "joined = y.reshape(len(y), y.shape[2], -1)"),),
+    ),
+    Mistake(
+        "joined-time-first",
+        "the heads are joined with time before batch, which mixes the texts of a batch; one text alone is right",
+        "Reshaping brings the batch to the front again.",
+        "test_the_texts_of_a_batch_are_independent",
+        change=((JOINED, "joined = y.permute(2, 0, 1, 3).reshape(len(y), y.shape[2], -1)"),),
+    ),
+    Mistake(
+        "heads-interleaved",
+        "the heads are joined dimension by dimension, so that the output layer reads them in another order",
+        "The output layer mixes all of it anyway.",
+        "test_heads_do_not_mix",
+        change=((JOINED, "joined = y.permute(0, 2, 3, 1).flatten(2)"),),
+    ),
+    # --- projection ---
+    Mistake(
+        "no-output-layer",
+        "attention returns the joined heads without its output layer",
+        "Joining the heads is all that is left to do.",
+        "test_attention_equals_its_definition",
+        change=(("return self.out(joined)", "return joined"),),
+    ),
+    Mistake(
+        "queries-and-keys-swapped",
+        "queries and keys are taken for one another",
+        "q·k is symmetric.",
+        "test_attention_equals_its_definition",
+        change=(("q, k, v = self.split(x)", "k, q, v = self.split(x)"),),
+    ),
+    Mistake(
+        "no-activation",
+        "the MLP has no activation, and is linear",
+        "Two layers are an MLP.",
+        "test_the_mlp_equals_its_definition",
+        change=((GELU, "self.up(x)"),),
+    ),
+    Mistake(
+        "relu",
+        "the MLP's activation is ReLU",
+        "GELU is ReLU, but smooth.",
+        "test_the_mlp_equals_its_definition",
+        change=((GELU, "F.relu(self.up(x))"),),
+    ),
+    Mistake(
+        "gelu-by-tanh",
+        "gelu is the tanh approximation, not the exact one",
+        "Both are gelu; GPT-2 had the other.",
+        "test_the_mlp_equals_its_definition",
+        change=((GELU, 'F.gelu(self.up(x), approximate="tanh")'),),
+    ),
+    Mistake(
+        "probabilities-for-logits",
+        "the model returns probabilities, and cross-entropy takes their softmax once more",
+        "A model's output is a distribution.",
+        "test_token_and_position_embeddings_are_added",
+        change=(
+            (
+                "return x @ self.token_embedding.weight.T",
+                "return F.softmax(x @ self.token_embedding.weight.T, dim=-1)",
+            ),
+        ),
+    ),
+    # --- layers ---
+    Mistake(
+        "one-block-repeated",
+        "all layers are the same block, with one set of weights",
+        "A list times n has n of them.",
+        "test_the_parameters_have_their_names_and_shapes",
+        change=((LAYERS, "nn.ModuleList([Block(d_model, n_heads)] * n_layers)"),),
+    ),
+    Mistake(
+        "blocks-in-a-plain-list",
+        "the blocks are in a plain list, where neither the optimiser nor .to() finds them",
+        "A module knows the modules that it holds.",
+        "test_the_parameters_have_their_names_and_shapes",
+        change=((LAYERS, "[Block(d_model, n_heads) for _ in range(n_layers)]"),),
+    ),
+    Mistake(
+        "blocks-without-effect",
+        "what a block returns is thrown away",
+        "A block changes x in place.",
+        "test_the_mlp_equals_its_definition",
+        change=(("            x = block(x)\n", "            block(x)\n"),),
+    ),
+    # --- residual and norm ---
+    Mistake(
+        "no-residual-around-attention",
+        "attention replaces the stream in place of adding to it",
+        "Attention carries the token along anyway: it sees itself.",
+        "test_attention_equals_its_definition",
+        change=((ATTENTION_BRANCH, "        x = self.attn(self.norm1(x))\n"),),
+    ),
+    Mistake(
+        "no-residual-around-mlp",
+        "the MLP replaces the stream in place of adding to it",
+        "One residual a block is enough.",
+        "test_the_mlp_equals_its_definition",
+        change=((MLP_BRANCH, "        x = self.mlp(self.norm2(x))\n"),),
+    ),
+    Mistake(
+        "residual-of-the-normed",
+        "attention adds to the normed stream, so that the stream itself is normed again and again",
+        "Norm first, then the residual block.",
+        "test_attention_equals_its_definition",
+        change=((ATTENTION_BRANCH, "        x = self.norm1(x)\n        x = x + self.attn(x)\n"),),
+    ),
+    Mistake(
+        "post-norm",
+        "the norms stand after the additions, as in the first transformer",
+        "Add and norm.",
+        "test_logits_equal_the_definition",
+        change=(
+            (ATTENTION_BRANCH, "        x = self.norm1(x + self.attn(x))\n"),
+            (MLP_BRANCH, "        x = self.norm2(x + self.mlp(x))\n"),
+        ),
+    ),
+    Mistake(
+        "norm1-twice",
+        "the MLP reads through attention's norm, and its own is never used",
+        "A copied line.",
+        "test_the_mlp_equals_its_definition",
+        change=((MLP_BRANCH, MLP_BRANCH.replace("norm2", "norm1")),),
+    ),
+    Mistake(
+        "parallel-branches",
+        "the MLP does not see what attention added",
+        "Both branches read x.",
+        "test_logits_equal_the_definition",
+        change=(
+            (
+                ATTENTION_BRANCH + MLP_BRANCH + "        return x\n",
+                "        return x + self.attn(self.norm1(x)) + self.mlp(self.norm2(x))\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "no-norm-before-mlp",
+        "the MLP reads the stream without a norm",
+        "The stream was normed a line above.",
+        "test_the_mlp_equals_its_definition",
+        change=((MLP_BRANCH, "        x = x + self.mlp(x)\n"),),
+    ),
+    Mistake(
+        "no-last-norm",
+        "the last norm is left out before the head",
+        "Every block norms its own input.",
+        "test_token_and_position_embeddings_are_added",
+        change=(("return self.norm(x)", "return x"),),
+    ),
+    # --- loss ---
+    Mistake(
+        "no-shift",
+        "each row is scored against its own token: the model learns to repeat what it reads",
+        "Logits and targets have the same shape, so they fit.",
+        "test_the_loss_is_the_mean_over_all_next_tokens",
+        change=((SHIFT, "logits, targets = model(ids), ids"),),
+    ),
+    Mistake(
+        "shifted-backwards",
+        "each row is scored against the token before it",
+        "One of the two is shifted by one.",
+        "test_the_loss_is_the_mean_over_all_next_tokens",
+        change=((SHIFT, "logits, targets = model(ids)[:, 1:], ids[:, :-1]"),),
+    ),
+    Mistake(
+        "second-token-left-out",
+        "the first row is left out, so that nothing is learned about the second token",
+        "The first token has no context.",
+        "test_the_loss_is_the_mean_over_all_next_tokens",
+        change=((SHIFT, "logits, targets = model(ids)[:, 1:-1], ids[:, 2:]"),),
+    ),
+    Mistake(
+        "loss-of-the-last-token",
+        "only the last token is scored",
+        "The model predicts the end of the text.",
+        "test_the_loss_is_the_mean_over_all_next_tokens",
+        change=((SHIFT, "logits, targets = model(ids)[:, -2:-1], ids[:, -1:]"),),
+    ),
+    Mistake(
+        "loss-summed",
+        "the loss is the sum over tokens, not their mean",
+        "The gradient points the same way.",
+        "test_the_loss_is_the_mean_over_all_next_tokens",
+        change=((ENTROPY, ENTROPY[:-1] + ', reduction="sum")'),),
+    ),
+    Mistake(
+        "softmax-twice",
+        "cross-entropy is given probabilities, of which it takes the softmax again",
+        "Cross-entropy compares distributions.",
+        "test_the_loss_is_the_mean_over_all_next_tokens",
+        change=((ENTROPY, "F.cross_entropy(F.softmax(logits, dim=-1).flatten(0, 1), targets.flatten())"),),
+    ),
+    Mistake(
+        "token-0-ignored",
+        "token 0 is left out of the loss as if it were padding, and is never predicted",
+        "Id 0 is for padding.",
+        "test_the_loss_is_the_mean_over_all_next_tokens",
+        change=((ENTROPY, ENTROPY[:-1] + ", ignore_index=0)"),),
+    ),
+    Mistake(
+        "flattened-in-two-orders",
+        "logits are flattened time first and targets batch first; one text alone is right",
+        "Flattening pairs them up.",
+        "test_the_loss_is_the_mean_over_all_next_tokens",
+        change=((ENTROPY, "F.cross_entropy(logits.transpose(0, 1).flatten(0, 1), targets.flatten())"),),
+    ),
+    Mistake(
+        "loss-of-one-token",
+        "a text without a next token gives NaN in place of an error",
+        "The mean takes care of it.",
+        "test_a_text_without_a_next_token_is_refused",
+        change=(("if ids.shape[1] < 2:", "if ids.shape[1] < 1:"),),
+    ),
+    # --- optimiser ---
+    Mistake(
+        "gradients-never-zeroed",
+        "gradients add up from step to step",
+        "backward() starts anew.",
+        "test_steps_follow_one_another",
+        change=((ZERO, ""),),
+    ),
+    Mistake(
+        "zeroed-before-the-step",
+        "gradients are zeroed between the backward pass and the step, so that nothing is learned",
+        "Zero, then step: the order does not matter.",
+        "test_the_first_step_is_one_of_adamw",
+        change=(
+            (
+                ZERO + "        value = loss(model, ids)\n        value.backward()\n",
+                "        value = loss(model, ids)\n        value.backward()\n" + ZERO,
+            ),
+        ),
+    ),
+    Mistake(
+        "zeroed-after-the-step-only",
+        "gradients left from before the training count in its first step",
+        "Each step cleans up after itself.",
+        "test_old_gradients_do_not_count",
+        change=(
+            (ZERO, ""),
+            ("        optimiser.step()\n", "        optimiser.step()\n" + ZERO),
+        ),
+    ),
+    Mistake(
+        "optimiser-made-in-the-loop",
+        "every step has a new optimiser, whose moments start at zero",
+        "The optimiser reads the parameters, so it has to be up to date.",
+        "test_steps_follow_one_another",
+        change=(
+            (
+                f"    optimiser = {OPTIMISER}\n    losses = []\n    for _ in range(steps):\n",
+                f"    losses = []\n    for _ in range(steps):\n        optimiser = {OPTIMISER}\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "lr-ignored",
+        "the learning rate is AdamW's default, whatever is asked for",
+        "Defaults are fine.",
+        "test_the_first_step_is_one_of_adamw",
+        change=((OPTIMISER, "torch.optim.AdamW(model.parameters())"),),
+    ),
+    Mistake(
+        "adam-without-decay",
+        "the optimiser is Adam, without weight decay",
+        "Adam and AdamW are the same but for a default.",
+        "test_the_first_step_is_one_of_adamw",
+        change=((OPTIMISER, "torch.optim.Adam(model.parameters(), lr=lr)"),),
+    ),
+    Mistake(
+        "only-blocks-are-trained",
+        "the optimiser is given the blocks alone: embeddings and the last norm never learn",
+        "The blocks are the model.",
+        "test_every_parameter_of_the_model_learns",
+        change=((OPTIMISER, "torch.optim.AdamW(model.blocks.parameters(), lr=lr)"),),
+    ),
+    Mistake(
+        "not-clipped",
+        "gradients are not clipped",
+        "Adam divides by the gradient's size anyway.",
+        "test_gradients_are_clipped_to_norm_one",
+        change=((CLIP, ""),),
+    ),
+    Mistake(
+        "clipped-by-value",
+        "each entry of the gradients is clipped by itself, which turns their direction",
+        "Clipping is clipping.",
+        "test_gradients_are_clipped_to_norm_one",
+        change=((CLIP, "        nn.utils.clip_grad_value_(model.parameters(), clip_value=1.0)\n"),),
+    ),
+    Mistake(
+        "loss-after-the-step",
+        "the losses are those after each step",
+        "The loss of a step is what it leads to.",
+        "test_losses_are_those_before_each_step",
+        change=(("losses.append(value.item())", "losses.append(loss(model, ids).item())"),),
+    ),
+    # --- sampling ---
+    Mistake(
+        "first-row-read",
+        "the next token is taken from the first row of the logits",
+        "There is one row of logits for a text.",
+        "test_greedy_generation_takes_the_likeliest_token",
+        change=(("logits = model(window)[:, -1]", "logits = model(window)[:, 0]"),),
+    ),
+    Mistake(
+        "first-context-tokens",
+        "once the text is longer than the context, its first tokens are read and not its last",
+        "Cut it to the context's length.",
+        "test_the_model_sees_the_last_context_tokens",
+        change=((WINDOW, "window = ids[:, : model.context]"),),
+    ),
+    Mistake(
+        "window-one-short",
+        "the model is shown one token less than it could read",
+        "Leave room for the new token.",
+        "test_the_model_sees_the_last_context_tokens",
+        change=((WINDOW, "window = ids[:, -model.context + 1 :]"),),
+    ),
+    Mistake(
+        "new-tokens-never-read",
+        "every new token follows from the prompt alone",
+        "The prompt is cut to the context once.",
+        "test_greedy_generation_takes_the_likeliest_token",
+        change=(
+            (
+                f"    for _ in range(count):\n        {WINDOW}\n",
+                f"    {WINDOW}\n    for _ in range(count):\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "greedy-only-at-zero",
+        "without a generator tokens are drawn from torch's global state unless the temperature is 0",
+        "Temperature says whether to draw.",
+        "test_greedy_generation_takes_the_likeliest_token",
+        change=(("if generator is None or temperature == 0:", "if generator is None and temperature == 0:"),),
+    ),
+    Mistake(
+        "temperature-multiplied",
+        "logits are multiplied by the temperature",
+        "A higher temperature means stronger.",
+        "test_draws_follow_the_temperature",
+        change=(("F.softmax(logits / temperature", "F.softmax(logits * temperature"),),
+    ),
+    Mistake(
+        "temperature-ignored",
+        "any temperature but 0 is taken for 1",
+        "It only tells greedy from random.",
+        "test_draws_follow_the_temperature",
+        change=(("F.softmax(logits / temperature", "F.softmax(logits"),),
+    ),
+    Mistake(
+        "softmax-over-the-batch",
+        "the probabilities of a token sum to one over the texts of a batch; one text alone draws evenly",
+        "dim 0 is the only one that matters for a single text.",
+        "test_draws_follow_the_temperature",
+        change=(("F.softmax(logits / temperature, dim=-1)", "F.softmax(logits / temperature, dim=0)"),),
+    ),
+    Mistake(
+        "drawn-from-global-state",
+        "tokens are drawn from torch's global random state, not from the generator",
+        "A generator that was seeded is used by itself.",
+        "test_the_generator_is_the_only_source_of_randomness",
+        change=((DRAW, "torch.multinomial(probs, num_samples=1)"),),
+    ),
+    Mistake(
+        "drawn-from-the-first-text",
+        "all texts of a batch draw from the probabilities of the first",
+        "One draw for each text.",
+        "test_draws_follow_the_temperature",
+        change=(
+            (
+                DRAW,
+                "torch.multinomial(probs[0], len(probs), replacement=True, generator=generator)[:, None]",
+            ),
+        ),
+    ),
+    # --- part 2: the cache ---
+    Mistake(
+        "positions-start-again",
+        "every piece is read at positions 0, 1, …",
+        "The cache knows where things are.",
+        "test_reading_in_pieces_equals_reading_at_once",
+        change=(
+            ("torch.arange(start, end, device=ids.device)", "torch.arange(end - start, device=ids.device)"),
+        ),
+    ),
+    Mistake(
+        "mask-aligned-to-the-first-key",
+        "the mask counts from the first key, so that new tokens see the beginning of the cache only",
+        "The lower triangle is the past.",
+        "test_reading_in_pieces_equals_reading_at_once",
+        change=((TRIANGLE, ".tril()"),),
+    ),
+    Mistake(
+        "cache-holds-the-last-piece",
+        "the cache holds the keys of the last piece only",
+        "What is old is in the cache already.",
+        "test_reading_in_pieces_equals_reading_at_once",
+        change=(
+            (JOIN_CACHE + "        grown.append((k, v))\n", "        grown.append((k, v))\n" + JOIN_CACHE),
+        ),
+    ),
+    Mistake(
+        "layers-share-a-cache",
+        "every layer reads the first layer's old keys",
+        "Keys belong to tokens.",
+        "test_reading_in_pieces_equals_reading_at_once",
+        change=(("zip(cache[layer], (k, v)", "zip(cache[0], (k, v)"),),
+    ),
+    Mistake(
+        "cache-changed-in-place",
+        "the cache that came in is extended too, and cannot be continued another way",
+        "Nobody needs the old one.",
+        "test_a_cache_can_be_continued_twice",
+        change=(
+            ("    grown = []\n", "    grown = [] if cache is None else cache\n"),
+            ("        grown.append((k, v))\n", "        grown[layer : layer + 1] = [(k, v)]\n"),
+        ),
+    ),
+    Mistake(
+        "new-tokens-alone-bounded",
+        "the context bounds the new tokens, and not the cached ones with them",
+        "The model reads no more than it is given.",
+        "test_the_context_bounds_the_cache",
+        change=(("if not start < end <= model.context:", "if not 0 < end - start <= model.context:"),),
+    ),
+    Mistake(
+        "keys-slide-along",
+        "when the window slides, old keys are kept though their tokens are at other positions now",
+        "Drop the oldest key and go on.",
+        "test_cached_generation_goes_on_beyond_the_context",
+        change=(
+            (
+                "            unread, cache = ids[:, -model.context :], None\n",
+                "            cache = [(k[:, :, 1:], v[:, :, 1:]) for k, v in cache]\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "cached-in-name-only",
+        "the whole text is read again for every token",
+        "The result is the same.",
+        "test_no_token_is_read_twice",
+        change=(
+            (
+                "logits, cache = extend(model, unread, cache)",
+                "logits, _ = extend(model, ids[:, -model.context :])",
+            ),
+        ),
+    ),
+    Mistake(
+        "cached-without-temperature",
+        "with a cache the temperature is not heard",
+        "The default is fine.",
+        "test_cached_draws_are_the_uncached_ones",
+        change=(
+            (
+                "unread = choose(logits[:, -1], generator, temperature)",
+                "unread = choose(logits[:, -1], generator, 1.0)",
+            ),
+        ),
+    ),
+    # --- part 3: the classifier ---
+    Mistake(
+        "last-place-scored",
+        "the last place is scored, padding or not",
+        "The last state has seen everything.",
+        "test_the_last_token_of_a_text_is_scored",
+        change=((POOL, "states[:, -1]"),),
+    ),
+    Mistake(
+        "first-place-scored",
+        "the first token is scored, as in BERT; here it has seen nothing but itself",
+        "The first place stands for the text.",
+        "test_the_last_token_of_a_text_is_scored",
+        change=((POOL, "states[:, 0]"),),
+    ),
+    Mistake(
+        "mean-of-all-places",
+        "the states of all places are averaged, padding included",
+        "A mean is the best summary.",
+        "test_the_last_token_of_a_text_is_scored",
+        change=((POOL, "states.mean(dim=1)"),),
+    ),
+    Mistake(
+        "one-place-too-late",
+        "the place after the last token is scored wherever there is one",
+        "The length is where the text ends.",
+        "test_the_last_token_of_a_text_is_scored",
+        change=((POOL, POOL.replace("lengths - 1", "lengths.clamp(max=time - 1)")),),
+    ),
+    Mistake(
+        "trunk-detached",
+        "no gradient reaches the trunk",
+        "The trunk is trained already.",
+        "test_the_classifier_trains_its_trunk",
+        change=(("states = self.gpt.trunk(ids)", "states = self.gpt.trunk(ids).detach()"),),
+    ),
+    Mistake(
+        "trunk-copied",
+        "the classifier trains a copy of the model that it was given",
+        "Do not touch what others use.",
+        "test_the_classifier_shares_the_model",
+        change=(
+            ("import torch\nfrom jaxtyping", "import copy\n\nimport torch\nfrom jaxtyping"),
+            ("self.gpt = gpt\n", "self.gpt = copy.deepcopy(gpt)\n"),
+        ),
+    ),
+    Mistake(
+        "length-zero",
+        "a text of length 0 is scored by the last place of all",
+        "Lengths are positive.",
+        "test_lengths_that_do_not_fit_are_refused",
+        change=(("((lengths < 1) | (lengths > time)).any()", "(lengths > time).any()"),),
+    ),
+)
+
+_PLACES = {
+    "embedding": (
+        "embedding-times-root", "embedding-of-size-one", "initialised-ten-times-too-wide", "padding-row",
+        "embedding-renormalised", "ids-by-place-in-the-text",
+    ),
+    "positions": (
+        "position-of-the-text-in-the-batch", "positions-from-the-end", "positions-end-at-the-context",
+        "position-table-by-token", "no-positions",
+    ),
+    "mask": (
+        "mask-lets-the-next-token-through", "mask-upside-down", "mask-inverted", "mask-fills-1e-9",
+        "mask-after-softmax", "softmax-over-queries",
+    ),
+    "scores": ("no-scale", "root-of-d-model", "root-of-time"),
+    "heads": ("viewed-as-heads-first", "joined-without-transpose", "joined-time-first", "heads-interleaved"),
+    "projection": (
+        "no-output-layer", "queries-and-keys-swapped", "no-activation", "relu", "gelu-by-tanh",
+        "probabilities-for-logits",
+    ),
+    "layers": ("one-block-repeated", "blocks-in-a-plain-list", "blocks-without-effect"),
+    "residual": (
+        "no-residual-around-attention", "no-residual-around-mlp", "residual-of-the-normed", "post-norm",
+        "norm1-twice", "parallel-branches", "no-norm-before-mlp", "no-last-norm",
+    ),
+    "loss": (
+        "no-shift", "shifted-backwards", "second-token-left-out", "loss-of-the-last-token", "loss-summed",
+        "softmax-twice", "token-0-ignored", "flattened-in-two-orders",
+    ),
+    "optimiser": (
+        "gradients-never-zeroed", "zeroed-before-the-step", "zeroed-after-the-step-only",
+        "optimiser-made-in-the-loop", "lr-ignored", "adam-without-decay", "only-blocks-are-trained",
+        "not-clipped", "clipped-by-value", "loss-after-the-step",
+    ),
+    "sampling": (
+        "first-row-read", "first-context-tokens", "window-one-short", "new-tokens-never-read",
+        "greedy-only-at-zero", "temperature-multiplied", "temperature-ignored", "softmax-over-the-batch",
+        "drawn-from-global-state", "drawn-from-the-first-text",
+    ),
+}  # fmt: skip
+
+REGIONS = {name: region for region, names in _PLACES.items() for name in names}
+"""Where in part 1 a mistake sits. Any mistakes of different regions can be planted into one file, in any order."""

@@ -1,0 +1,439 @@
+"""What people get wrong in multi-head attention: its reshapes, its tables, its groups and its window."""
+
+from dojo.mistake import Mistake
+
+SPLIT = "return x.unflatten(2, (-1, self.head_dim)).transpose(1, 2)"
+MERGE = "out.transpose(1, 2).flatten(2)"
+OUT = "return self.wo(out.transpose(1, 2).flatten(2))"
+PROJECT = "q, k, v = (self._split(w(x)) for w in (self.wq, self.wk, self.wv))"
+ATTEND = "out = attention(q, k, v, mask=self._near(x.shape[1], x.device), causal=self.causal)"
+TURN = "q, k = (apply_rope(heads, cos, sin, positions) for heads in (q, k))"
+ROPE = "        if self.rope is not None:\n"
+TABLES = "        self.rope = rope\n"
+REPEAT = "k, v = (heads.repeat_interleave(self.repeats, dim=1) for heads in (k, v))"
+SIZES = "if min(d_model, n_heads, n_kv_heads) < 1 or d_model % n_heads or n_heads % n_kv_heads:"
+GROUPS = "n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads"
+NEAR = "return torch.ones(time, time, dtype=torch.bool, device=device).triu(1 - self.window)"
+WINDOW = "if window is not None and (window < 1 or not causal):"
+
+MISTAKES = (
+    # --- heads ---
+    Mistake(
+        "heads-by-a-reshape-alone",
+        "the projections are reshaped to (batch, heads, time, head_dim) without a transpose",
+        "The numbers fit, so the reshape is right.",
+        "test_each_head_has_rows_of_its_own",
+        change=((SPLIT, "return x.reshape(x.shape[0], -1, x.shape[1], self.head_dim)"),),
+    ),
+    Mistake(
+        "merged-by-a-reshape-alone",
+        "the heads are merged by a reshape, without transposing them back",
+        "reshape(batch, time, d_model) puts the heads side by side.",
+        "test_each_head_has_rows_of_its_own",
+        change=((MERGE, "out.reshape(x.shape)"),),
+    ),
+    Mistake(
+        "channels-dealt-in-turn",
+        "channel c goes to head c mod n_heads, not to head ⌊c / head_dim⌋",
+        "unflatten into (head_dim, heads) or (heads, head_dim): it is the same weights anyway.",
+        "test_each_head_has_rows_of_its_own",
+        change=((SPLIT, "return x.unflatten(2, (self.head_dim, -1)).permute(0, 3, 1, 2)"),),
+    ),
+    Mistake(
+        "heads-attend-to-each-other",
+        "time and heads are not swapped, so that the heads of one token attend to each other",
+        "Attention works on the last two dimensions, and these are heads and head_dim.",
+        "test_each_head_has_rows_of_its_own",
+        change=(
+            (SPLIT, "return x.unflatten(2, (-1, self.head_dim))"),
+            (MERGE, "out.flatten(2)"),
+        ),
+    ),
+    Mistake(
+        "time-first",
+        "x is taken as (time, batch, d_model), so that the entries of the batch attend to each other",
+        "So does torch.nn.MultiheadAttention, unless it is told batch_first.",
+        "test_batch_entries_are_independent",
+        change=(
+            (SPLIT, "return x.unflatten(2, (-1, self.head_dim)).permute(1, 2, 0, 3)"),
+            (MERGE, "out.permute(2, 0, 1, 3).flatten(2)"),
+            ("self._near(x.shape[1], x.device)", "self._near(x.shape[0], x.device)"),
+        ),
+    ),
+    Mistake(
+        "no-output-projection",
+        "wo is made and not used",
+        "The heads side by side have the right shape already.",
+        "test_the_module_equals_its_definition",
+        change=((OUT, f"return {MERGE}"),),
+    ),
+    Mistake(
+        "residual-inside",
+        "x is added to the result",
+        "Attention always comes with its residual.",
+        "test_the_module_equals_its_definition",
+        change=((OUT, f"return x + self.wo({MERGE})"),),
+    ),
+    Mistake(
+        "values-from-the-keys",
+        "the values are projected by wk",
+        "Keys and values are the same thing, looked at from two sides.",
+        "test_the_module_equals_its_definition",
+        change=(("for w in (self.wq, self.wk, self.wv))", "for w in (self.wq, self.wk, self.wk))"),),
+    ),
+    Mistake(
+        "weights-transposed",
+        "x is multiplied by the weights and not by their transposes",
+        "x @ W, as in the paper.",
+        "test_the_module_equals_its_definition",
+        change=((PROJECT, "q, k, v = (self._split(x @ w.weight) for w in (self.wq, self.wk, self.wv))"),),
+    ),
+    Mistake(
+        "root-of-d-model",
+        "the scores are divided by √d_model",
+        "d is d_model.",
+        "test_scores_are_divided_by_the_root_of_head_dim",
+        change=((ATTEND, ATTEND.replace("q, k, v,", "q, k, v, scale=x.shape[2] ** -0.5,")),),
+    ),
+    Mistake(
+        "scaled-twice",
+        "the queries are divided by √head_dim, and the scores again",
+        "Scale early, so that nothing overflows; attention knows nothing of it.",
+        "test_scores_are_divided_by_the_root_of_head_dim",
+        change=((ATTEND, ATTEND.replace("q, k", "q * self.head_dim**-0.5, k")),),
+    ),
+    Mistake(
+        "biased",
+        "wo has a bias",
+        "nn.Linear has one, so it will be of use.",
+        "test_the_module_holds_four_weights_of_its_own",
+        change=(
+            (
+                "self.wo = nn.Linear(n_heads * self.head_dim, d_model, bias=False)",
+                "self.wo = nn.Linear(n_heads * self.head_dim, d_model)",
+            ),
+        ),
+    ),
+    Mistake(
+        "causal-ignored",
+        "every token sees the whole sequence, whatever causal says",
+        "The mask comes in training.",
+        "test_causal_shows_a_token_the_past_and_itself",
+        change=((ATTEND, ATTEND.replace("self.causal", "self.window is not None")),),
+    ),
+    Mistake(
+        "always-causal",
+        "tokens never see what comes after them, whatever causal says",
+        "Language models are causal.",
+        "test_the_order_of_tokens_does_not_matter_unless_causal",
+        change=((ATTEND, ATTEND.replace("self.causal", "True")),),
+    ),
+    Mistake(
+        "dropout-left-in",
+        "a tenth of the result is dropped in training",
+        "Attention has dropout.",
+        "test_calls_do_not_remember_each_other",
+        change=((OUT, f"return self.wo(nn.functional.dropout({MERGE}, 0.1, self.training))"),),
+    ),
+    Mistake(
+        "mask-of-the-first-call",
+        "the causal mask is made in the first call and kept; later tokens are cut to it or see everything",
+        "The mask is the same each time.",
+        "test_calls_do_not_remember_each_other",
+        change=(
+            (
+                ATTEND,
+                "time = x.shape[1]\n"
+                "        if self.causal and not hasattr(self, 'past'):\n"
+                "            self.past = torch.ones(time, time, dtype=torch.bool).tril()\n"
+                "        mask = self._near(time, x.device)\n"
+                "        if self.causal:\n"
+                "            seen = torch.ones(time, time, dtype=torch.bool)\n"
+                "            size = min(time, len(self.past))\n"
+                "            seen[:size, :size] = self.past[:size, :size]\n"
+                "            mask = seen if mask is None else mask & seen\n"
+                "        out = attention(q, k, v, mask=mask)",
+            ),
+        ),
+    ),
+    Mistake(
+        "keys-detached",
+        "no gradient flows through keys and values",
+        "They are looked up, and a cache has no gradient.",
+        "test_gradients_equal_the_definition",
+        change=((REPEAT, REPEAT.replace("heads.repeat", "heads.detach().repeat")),),
+    ),
+    Mistake(
+        "left-in-float32",
+        "for half types the result is float32",
+        "The last product is more exact that way.",
+        "test_half_precision_equals_the_definition",
+        change=(
+            (
+                OUT,
+                "if x.itemsize == 2:\n"
+                f"            return nn.functional.linear({MERGE}.float(), self.wo.weight.float())\n"
+                f"        {OUT}",
+            ),
+        ),
+    ),
+    # --- rope ---
+    Mistake(
+        "rope-ignored",
+        "rope is taken and not used",
+        "Positions are the embedding's business.",
+        "test_rope_turns_queries_and_keys",
+        change=((TURN, "pass"),),
+    ),
+    Mistake(
+        "values-turned-as-well",
+        "rope turns the values too",
+        "Every head gets its positions.",
+        "test_rope_turns_queries_and_keys",
+        change=((TURN, "q, k, v = (apply_rope(heads, cos, sin, positions) for heads in (q, k, v))"),),
+    ),
+    Mistake(
+        "queries-turned-alone",
+        "rope turns the queries and leaves the keys",
+        "One of the two is enough for a relative angle.",
+        "test_rope_turns_queries_and_keys",
+        change=((TURN, "q = apply_rope(q, cos, sin, positions)"),),
+    ),
+    Mistake(
+        "interleaved",
+        "rope turns the channels 2i and 2i + 1, not i and i + head_dim / 2",
+        "That is how the paper does it.",
+        "test_rope_turns_queries_and_keys",
+        change=((TURN, TURN.replace("sin, positions", "sin, positions, interleaved=True")),),
+    ),
+    Mistake(
+        "turned-backwards",
+        "queries and keys are turned the other way round",
+        "Only the difference counts, and its sign does not.",
+        "test_rope_turns_queries_and_keys",
+        change=((TURN, TURN.replace("cos, sin", "cos, -sin")),),
+    ),
+    Mistake(
+        "tables-of-its-own",
+        "the module makes its own tables with base 10000, whatever it was given",
+        "There is one base.",
+        "test_rope_turns_queries_and_keys",
+        change=(
+            ("from reference.rope import apply_rope", "from reference.rope import apply_rope, rope_tables"),
+            (
+                TABLES,
+                "        self.rope = None if rope is None else rope_tables(len(rope[0]), self.head_dim)\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "tables-in-the-state-dict",
+        "the tables are buffers and so part of the state dict",
+        "What is not trained is a buffer.",
+        "test_the_module_holds_four_weights_of_its_own",
+        change=(
+            (
+                TABLES,
+                "        self.rope = None\n        if rope is not None:\n"
+                "            self.register_buffer('cos', rope[0])\n            self.register_buffer('sin', rope[1])\n"
+                "            self.rope = rope\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "positions-ignored",
+        "tokens always stand at 0 … time − 1, whatever positions says",
+        "A sequence starts at 0.",
+        "test_positions_choose_the_rows_of_the_tables",
+        change=((TURN, TURN.replace("sin, positions", "sin")),),
+    ),
+    Mistake(
+        "positions-of-the-first-sequence",
+        "of positions with a row for each sequence, the first row serves all",
+        "All sequences of a batch stand at the same positions.",
+        "test_positions_choose_the_rows_of_the_tables",
+        change=(
+            (
+                TURN,
+                f"if positions is not None and positions.ndim == 2 and len(positions):\n"
+                f"                positions = positions[0]\n            {TURN}",
+            ),
+        ),
+    ),
+    Mistake(
+        "causal-by-positions",
+        "causal hides the tokens at later positions, not those later in x",
+        "Positions say who comes first.",
+        "test_positions_choose_the_rows_of_the_tables",
+        change=(
+            (
+                ATTEND,
+                "mask = self._near(x.shape[1], x.device)\n"
+                "        if positions is None or not self.causal:\n"
+                "            out = attention(q, k, v, mask=mask, causal=self.causal)\n"
+                "        else:\n"
+                "            past = positions[..., None, :] <= positions[..., :, None]\n"
+                "            past = past.unsqueeze(-3)\n"
+                "            out = attention(q, k, v, mask=past if mask is None else mask & past)",
+            ),
+        ),
+    ),
+    Mistake(
+        "positions-wrap-around",
+        "a position that is no row of the tables starts from the first one again",
+        "Better some angle than an error.",
+        "test_inputs_that_do_not_fit_are_refused",
+        change=(
+            (
+                TURN,
+                "rows = None if positions is None else positions % len(cos)\n            "
+                + TURN.replace("positions", "rows"),
+            ),
+        ),
+    ),
+    # --- what is refused ---
+    Mistake(
+        "head-dim-rounded-down",
+        "head_dim is rounded down where n_heads does not divide d_model",
+        "// takes care of it.",
+        "test_sizes_that_do_not_fit_are_refused",
+        change=((SIZES, SIZES.replace("d_model % n_heads or ", "d_model < n_heads or ")),),
+    ),
+    # --- groups ---
+    Mistake(
+        "groups-ignored",
+        "n_kv_heads is taken and ignored: there are as many heads of keys as of queries",
+        "More keys can do no harm.",
+        "test_consecutive_heads_share_keys_and_values",
+        change=((GROUPS, "n_kv_heads = n_heads"),),
+    ),
+    Mistake(
+        "repeated-as-a-block",
+        "the key-value heads are repeated as a block, so that query head h is served by h mod n_kv_heads",
+        "repeat and repeat_interleave are the same.",
+        "test_consecutive_heads_share_keys_and_values",
+        change=((REPEAT, "k, v = (heads.repeat(1, self.repeats, 1, 1) for heads in (k, v))"),),
+    ),
+    Mistake(
+        "values-repeated-as-a-block",
+        "the keys are repeated one by one, the values as a block",
+        "Both are repeated, the order does not matter.",
+        "test_consecutive_heads_share_keys_and_values",
+        change=(
+            (REPEAT, "k, v = k.repeat_interleave(self.repeats, dim=1), v.repeat(1, self.repeats, 1, 1)"),
+        ),
+    ),
+    Mistake(
+        "the-first-serves-all",
+        "the first key-value head serves all query heads",
+        "Grouped means that the keys are shared.",
+        "test_consecutive_heads_share_keys_and_values",
+        change=(
+            (
+                REPEAT,
+                "if self.repeats > 1:\n            "
+                "k, v = (heads[:, :1].repeat_interleave(q.shape[1], dim=1) for heads in (k, v))",
+            ),
+        ),
+    ),
+    Mistake(
+        "gradient-of-one-head",
+        "a shared head gets the gradient of the first query head of its group only",
+        "The copies need no graph of their own.",
+        "test_a_shared_head_collects_the_gradients_of_its_group",
+        change=(
+            (
+                REPEAT,
+                "k, v = (\n"
+                "            torch.stack([h] + [h.detach()] * (self.repeats - 1), dim=2).flatten(1, 2) for h in (k, v)\n"
+                "        )",
+            ),
+        ),
+    ),
+    Mistake(
+        "shared-keys-unturned",
+        "rope is left out where heads share their keys",
+        "A key that serves several queries cannot be turned for each.",
+        "test_grouped_keys_are_turned_as_well",
+        change=((TURN, f"if self.repeats == 1:\n                {TURN}"),),
+    ),
+    Mistake(
+        "groups-rounded-down",
+        "an n_kv_heads that does not divide n_heads is taken, and fails when it is used",
+        "n_heads // n_kv_heads copies of each.",
+        "test_groups_that_do_not_come_out_even_are_refused",
+        change=((SIZES, SIZES.replace(" or n_heads % n_kv_heads", " or n_heads < n_kv_heads")),),
+    ),
+    # --- window ---
+    Mistake(
+        "window-without-the-token",
+        "a token sees itself and `window` tokens before it: one too many",
+        "The token itself does not count.",
+        "test_a_token_sees_the_last_window_tokens",
+        change=((NEAR, NEAR.replace("1 - self.window", "-self.window")),),
+    ),
+    Mistake(
+        "window-ignored",
+        "window is taken and ignored",
+        "The window saves memory, it does not change the result.",
+        "test_a_token_sees_the_last_window_tokens",
+        change=(("if self.window is None:\n            return None", "if time:\n            return None"),),
+    ),
+    Mistake(
+        "window-on-both-sides",
+        "with a window a token sees the next tokens as well",
+        "A window is |i − j| < window; causal is not needed any more.",
+        "test_a_token_sees_the_last_window_tokens",
+        change=(
+            (NEAR, NEAR + ".tril(self.window - 1)"),
+            (ATTEND, ATTEND.replace("self.causal", "self.causal and self.window is None")),
+        ),
+    ),
+    Mistake(
+        "windows-side-by-side",
+        "time is cut into blocks of `window` tokens, and a token sees its own block only",
+        "Local attention works on chunks.",
+        "test_a_token_sees_the_last_window_tokens",
+        change=(
+            (
+                NEAR,
+                "block = torch.arange(time, device=device) // self.window\n        return block[:, None] == block",
+            ),
+        ),
+    ),
+    Mistake(
+        "window-of-positions",
+        "the window goes by positions, not by the order in x",
+        "Distance is the difference of positions.",
+        "test_the_window_counts_tokens_and_not_positions",
+        change=(
+            (
+                ATTEND,
+                "near = self._near(x.shape[1], x.device)\n"
+                "        if near is not None and positions is not None:\n"
+                "            near = positions[..., :, None] - positions[..., None, :] < self.window\n"
+                "            near = near.unsqueeze(-3)\n"
+                "        out = attention(q, k, v, mask=near, causal=self.causal)",
+            ),
+        ),
+    ),
+    Mistake(
+        "window-zero-means-none",
+        "window=0 is taken for no window",
+        "if window:",
+        "test_windows_that_make_no_sense_are_refused",
+        change=(
+            (
+                WINDOW,
+                "window = window or None\n        if window is not None and (window < 1 or not causal):",
+            ),
+        ),
+    ),
+    Mistake(
+        "window-without-causal",
+        "a window without causal is taken",
+        "Then it hides the distant past, and the future is seen.",
+        "test_windows_that_make_no_sense_are_refused",
+        change=((WINDOW, "if window is not None and window < 1:"),),
+    ),
+)

@@ -1,0 +1,396 @@
+"""What people get wrong in a ring of messages."""
+
+import torch
+import torch.distributed as dist
+from torch.distributed import P2POp
+
+from dojo.mistake import Mistake
+
+POST = "        under_way.append((dist.batch_isend_irecv(batch) if batch else [], landing, own))\n"
+COPY = "    return x.detach().clone(memory_format=torch.contiguous_format).view(-1)"
+NEXT = (
+    "return dist.get_global_rank(group, (rank - 1) % world), dist.get_global_rank(group, (rank + 1) % world)"
+)
+
+
+def gathered_on_a_root(x, *, pieces=1, group=None):
+    if pieces < 1:
+        raise ValueError(f"pieces={pieces}")
+    world = dist.group.WORLD if group is None else group
+    ranks, rank = dist.get_process_group_ranks(world), dist.get_rank(group)
+    total = x.contiguous().clone()
+    if rank == 0:
+        for other in ranks[1:]:
+            theirs = torch.empty_like(total)
+            dist.recv(theirs, other, group)
+            total += theirs
+        for other in ranks[1:]:
+            dist.send(total, other, group)
+    else:
+        dist.send(total, ranks[0], group)
+        dist.recv(total, ranks[0], group)
+    return total
+
+
+def sent_to_everyone(x, *, pieces=1, group=None):
+    if pieces < 1:
+        raise ValueError(f"pieces={pieces}")
+    world = dist.group.WORLD if group is None else group
+    ranks, rank = dist.get_process_group_ranks(world), dist.get_rank(group)
+    own = x.contiguous().clone()
+    theirs = [own if i == rank else torch.empty_like(own) for i in range(len(ranks))]
+    batch = [P2POp(dist.isend, own, other, group) for i, other in enumerate(ranks) if i != rank]
+    batch += [P2POp(dist.irecv, theirs[i], other, group) for i, other in enumerate(ranks) if i != rank]
+    for request in dist.batch_isend_irecv(batch) if batch and own.numel() else []:
+        request.wait()
+    return torch.stack(theirs).sum(0, dtype=x.dtype)
+
+
+def whole_tensors_round(x, *, pieces=1, group=None):
+    if pieces < 1:
+        raise ValueError(f"pieces={pieces}")
+    left, right = _neighbours(group)  # the reference's
+    total = x.contiguous().clone()
+    passing = total.clone()
+    for _ in range(dist.get_world_size(group) - 1 if x.numel() else 0):
+        landing = torch.empty_like(passing)
+        batch = [P2POp(dist.isend, passing, right, group), P2POp(dist.irecv, landing, left, group)]
+        for request in dist.batch_isend_irecv(batch):
+            request.wait()
+        total += landing
+        passing = landing
+    return total
+
+
+MISTAKES = (
+    Mistake(
+        "send-then-receive",
+        "every rank sends, and waits for it, before it receives: all wait for each other",
+        "A send returns once the data are on their way.",
+        "test_no_rank_waits_for_one_that_waits",
+        change=(
+            (
+                POST,
+                "        for end in batch:\n            end.op(end.tensor, end.peer, end.group).wait()\n"
+                "        under_way.append(([], landing, own))\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "read-before-it-arrived",
+        "what comes in is added before the request has been waited for",
+        "irecv returns the data; wait is for the sends.",
+        "test_each_rank_gets_its_chunk_of_the_sum",
+        change=(
+            (
+                "    for request in requests:\n        request.wait()\n    if landing is not own:\n        own += landing\n",
+                "    if landing is not own:\n        own += landing\n    for request in requests:\n        request.wait()\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "one-rank-further",
+        "reduce-scatter leaves chunk i + 1 on rank i",
+        "Rank i starts with its own chunk.",
+        "test_each_rank_gets_its_chunk_of_the_sum",
+        change=(
+            (
+                "    return chunks[dist.get_rank(group)].clone()",
+                "    return chunks[(dist.get_rank(group) + 1) % len(chunks)].clone()",
+            ),
+            (
+                "    _circulate(chunks, dist.get_rank(group) - 1, group, pieces, spare)",
+                "    _circulate(chunks, dist.get_rank(group), group, pieces, spare)",
+            ),
+            (
+                "    _circulate(chunks, dist.get_rank(group), group, pieces)\n",
+                "    _circulate(chunks, dist.get_rank(group) + (chunks[0]._base is None or len(chunks) == 0), group, pieces)\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "a-step-too-few",
+        "the ring takes N − 2 steps, so that each chunk lacks a term",
+        "With N ranks there are N − 2 others to hear of.",
+        "test_each_rank_gets_its_chunk_of_the_sum",
+        change=(("range((world - 1) * pieces)", "range(max(world - 2, 0) * pieces)"),),
+    ),
+    Mistake(
+        "a-step-too-many",
+        "the ring takes N steps: the last one passes on what nobody needs any more",
+        "N ranks, N steps.",
+        "test_reduce_scatter_sends_no_more_than_its_share",
+        change=(("range((world - 1) * pieces)", "range((world if world > 1 else 0) * pieces)"),),
+    ),
+    Mistake(
+        "replaced-for-added",
+        "reduce-scatter receives over its own term, so that the sum is one rank's term",
+        "What comes in is the sum so far.",
+        "test_each_rank_gets_its_chunk_of_the_sum",
+        change=(("        own += landing\n", "        own.copy_(landing)\n"),),
+    ),
+    Mistake(
+        "mean",
+        "the sum is divided by the number of ranks",
+        "All-reduce averages the gradients.",
+        "test_each_rank_gets_its_chunk_of_the_sum",
+        change=(
+            (
+                "    _circulate(chunks, dist.get_rank(group) - 1, group, pieces, spare)\n",
+                "    _circulate(chunks, dist.get_rank(group) - 1, group, pieces, spare)\n"
+                "    for chunk in chunks:\n        chunk.copy_(chunk / len(chunks))\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "remainder-dropped",
+        "chunks have n // N elements, and the remainder is left out of the sum",
+        "N divides n.",
+        "test_any_size_is_cut_as_tensor_split_does",
+        change=(
+            (
+                "    chunks = _flat_copy(x).tensor_split(dist.get_world_size(group))\n    _reduce(chunks, group)\n",
+                "    whole, world = _flat_copy(x), dist.get_world_size(group)\n"
+                "    chunks = whole[: len(whole) // world * world].tensor_split(world)\n    _reduce(chunks, group)\n",
+            ),
+            (
+                "    whole = _flat_copy(x)\n    chunks = whole.tensor_split(dist.get_world_size(group))\n",
+                "    whole, world = _flat_copy(x), dist.get_world_size(group)\n"
+                "    chunks = whole[: len(whole) // world * world].tensor_split(world)\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "chunks-of-ceil",
+        "every chunk but the last has ceil(n/N) elements",
+        "torch.chunk and tensor_split cut alike.",
+        "test_any_size_is_cut_as_tensor_split_does",
+        change=(
+            (
+                "    chunks = _flat_copy(x).tensor_split(dist.get_world_size(group))\n    _reduce(chunks, group)\n",
+                "    whole, world = _flat_copy(x), dist.get_world_size(group)\n    size = -(-len(whole) // world)\n"
+                "    chunks = tuple(whole[i * size : (i + 1) * size] for i in range(world))\n    _reduce(chunks, group)\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "order-of-memory",
+        "the elements are taken in the order in which they lie in memory",
+        "A view of the storage is the flat tensor.",
+        "test_x_may_have_any_shape_and_strides",
+        change=((COPY, "    x = x.detach().clone()\n    return x.as_strided((x.numel(),), (1,))"),),
+    ),
+    Mistake(
+        "summed-in-place",
+        "partial sums are added up in x itself",
+        "x is mine once it is passed in.",
+        "test_reduce_scatter_leaves_x_alone",
+        change=((COPY, "    return x.detach().contiguous().view(-1)"),),
+    ),
+    Mistake(
+        "float32-for-all",
+        "everything is summed in float32: integers and doubles lose digits",
+        "Sums run in float32.",
+        "test_sums_are_taken_in_the_dtype_of_x",
+        change=(
+            (COPY, COPY + ".float()"),
+            (
+                "    return chunks[dist.get_rank(group)].clone()",
+                "    return chunks[dist.get_rank(group)].to(x.dtype, copy=True)",
+            ),
+            ("    return whole.view(x.shape)", "    return whole.view(x.shape).to(x.dtype)"),
+        ),
+    ),
+    Mistake(
+        "half-types-travel-as-float32",
+        "half types are sent and summed as float32, at twice the traffic",
+        "Reductions of half types run in float32.",
+        "test_reduce_scatter_sends_no_more_than_its_share",
+        change=(
+            (
+                COPY,
+                "    flat"
+                + COPY.removeprefix("    return").replace("x.detach", "= x.detach", 1)
+                + "\n    return flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat",
+            ),
+            (
+                "    return chunks[dist.get_rank(group)].clone()",
+                "    return chunks[dist.get_rank(group)].to(x.dtype, copy=True)",
+            ),
+            ("    return whole.view(x.shape)", "    return whole.view(x.shape).to(x.dtype)"),
+        ),
+    ),
+    Mistake(
+        "peers-by-rank-in-the-group",
+        "the neighbours are named by their rank in the group, not in the world",
+        "With group= given, peers are counted in it.",
+        "test_the_ranks_of_a_group_form_a_ring_of_their_own",
+        change=((NEXT, "return (rank - 1) % world, (rank + 1) % world"),),
+    ),
+    Mistake(
+        "sends-forgotten",
+        "only the receives are waited for",
+        "What has been posted will be sent.",
+        "test_requests_are_waited_for_and_their_buffers_left_alone",
+        change=(("    for request in requests:\n", "    for request in requests[1:]:\n"),),
+    ),
+    Mistake(
+        "alone-hands-back-x",
+        "a rank alone hands back x itself",
+        "With one rank there is nothing to do.",
+        "test_a_rank_alone_sends_nothing",
+        change=(
+            (
+                COPY,
+                "    if dist.get_world_size(group) == 1:\n        return x.detach().contiguous().view(-1)\n"
+                + COPY,
+            ),
+            ("def _flat_copy(x: Tensor) -> Tensor:", "def _flat_copy(x: Tensor, group=None) -> Tensor:"),
+            (
+                "    chunks = _flat_copy(x).tensor_split(dist.get_world_size(group))\n    _reduce(chunks, group)\n",
+                "    chunks = _flat_copy(x, group).tensor_split(dist.get_world_size(group))\n    _reduce(chunks, group)\n",
+            ),
+            ("    whole = _flat_copy(x)\n", "    whole = _flat_copy(x, group)\n"),
+            ("    return chunks[dist.get_rank(group)].clone()", "    return chunks[dist.get_rank(group)]"),
+        ),
+    ),
+    Mistake(
+        "own-chunk-missing",
+        "all_gather leaves zeros where its own chunk belongs",
+        "The own chunk comes round like the others.",
+        "test_every_rank_gathers_every_chunk",
+        change=(
+            (
+                "    own.copy_(chunk)\n    _gather(chunks, group)\n",
+                "    own.copy_(chunk)\n    _gather(chunks, group)\n    own.zero_()\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "in-order-of-arrival",
+        "all_gather concatenates the chunks in the order in which they arrive",
+        "Everybody receives them in the same order.",
+        "test_every_rank_gathers_every_chunk",
+        change=(
+            (
+                "    _gather(chunks, group)\n    return whole\n",
+                "    _gather(chunks, group)\n    rank = dist.get_rank(group)\n"
+                "    return torch.cat([chunks[rank - i] for i in range(len(chunks))])\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "chunk-not-checked",
+        "a chunk of another size is cut off or leaves a gap, without a word",
+        "The caller knows what the sizes are.",
+        "test_a_chunk_of_the_wrong_size_is_refused",
+        change=(
+            ("    if chunk.shape != own.shape:\n", "    if chunk.ndim != 1:\n"),
+            ("    own.copy_(chunk)\n", "    own.zero_()[: len(chunk)] = chunk[: len(own)]\n"),
+        ),
+    ),
+    Mistake(
+        "turns-round",
+        "the second round goes the other way: each rank sends to both neighbours",
+        "The sum has to go back where it came from.",
+        "test_all_reduce_sends_two_shares_one_way_round",
+        change=(
+            (
+                "    _circulate(chunks, dist.get_rank(group), group, pieces)\n",
+                "    _circulate(chunks[::-1], len(chunks) - 1 - dist.get_rank(group), group, pieces)\n",
+            ),
+            (
+                "    world, left, right = len(chunks), *_neighbours(group)\n",
+                "    world, left, right = len(chunks), *_neighbours(group)\n"
+                "    if spare is None:\n        left, right = right, left\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "gathered-on-a-root",
+        "one rank collects everything, adds it up and sends the sum back",
+        "Reduce, then broadcast.",
+        "test_all_reduce_sends_two_shares_one_way_round",
+        define=(("ring_allreduce", gathered_on_a_root),),
+    ),
+    Mistake(
+        "sent-to-everyone",
+        "every rank sends all of x to every other",
+        "The links are there, so use them all.",
+        "test_all_reduce_sends_two_shares_one_way_round",
+        define=(("ring_allreduce", sent_to_everyone),),
+    ),
+    Mistake(
+        "whole-tensors-round",
+        "whole tensors go round the ring, and each rank adds them up in an order of its own",
+        "A ring is a ring.",
+        "test_all_ranks_hold_the_same_bits",
+        define=(("ring_allreduce", whole_tensors_round),),
+    ),
+    Mistake(
+        "flat-result",
+        "the sum comes back with one dimension",
+        "The shape is the caller's business.",
+        "test_all_reduce_returns_a_new_tensor_of_the_shape_of_x",
+        change=(("    return whole.view(x.shape)", "    return whole"),),
+    ),
+    Mistake(
+        "a-number-becomes-a-vector",
+        "a tensor without dimensions comes back with one",
+        "There is always a dimension to cut.",
+        "test_all_reduce_returns_a_new_tensor_of_the_shape_of_x",
+        change=(("    return whole.view(x.shape)", "    return whole.view(x.shape or (1,))"),),
+    ),
+    Mistake(
+        "group-lost-on-the-way-back",
+        "the second round of ring_allreduce runs in the default group",
+        "The default group will do.",
+        "test_all_reduce_stays_within_its_group",
+        change=(("    _gather(chunks, group, pieces)\n", "    _gather(chunks, None, pieces)\n"),),
+    ),
+    Mistake(
+        "pieces-ignored",
+        "chunks travel whole, whatever pieces says",
+        "Pieces are the backend's business.",
+        "test_no_message_is_larger_than_a_piece",
+        change=(
+            (
+                "    whole = _flat_copy(x)\n    chunks",
+                "    pieces = 1\n    whole = _flat_copy(x)\n    chunks",
+            ),
+        ),
+    ),
+    Mistake(
+        "pieces-only-on-the-way-there",
+        "the second round sends chunks whole",
+        "There is nothing to add on the way back, so nothing to overlap.",
+        "test_no_message_is_larger_than_a_piece",
+        change=(("    _gather(chunks, group, pieces)\n", "    _gather(chunks, group)\n"),),
+    ),
+    Mistake(
+        "one-after-the-other",
+        "a piece is waited for and added before the next receive is posted",
+        "Smaller messages overlap by themselves.",
+        "test_the_next_receive_is_posted_before_a_piece_is_waited_for",
+        change=(("if len(under_way) == min(pieces, 2):", "if len(under_way) == 1:"),),
+    ),
+    Mistake(
+        "one-spare-buffer",
+        "two receives that are under way land in the same buffer",
+        "One buffer is enough, since pieces are added one by one.",
+        "test_pieces_under_way_have_buffers_of_their_own",
+        change=(("spare[turn % 2, : len(own)]", "spare[0, : len(own)]"),),
+    ),
+    Mistake(
+        "no-pieces-is-one",
+        "zero and negative pieces are taken for one",
+        "Clamping is friendlier than raising.",
+        "test_less_than_one_piece_is_refused",
+        change=(
+            (
+                '        raise ValueError(f"a chunk travels in at least one piece, got pieces={pieces}")\n',
+                "        pieces = 1\n",
+            ),
+        ),
+    ),
+)

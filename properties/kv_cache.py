@@ -1,0 +1,904 @@
+"""The laws of a KV cache: it reads as what was appended; attention over it, in whatever pieces the tokens
+come, is attention over the whole sequence; and what cannot be done is not half done."""
+
+import gc
+import itertools
+import math
+import types
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from dojo.close import (
+    HALF_TYPES,
+    assert_close,
+    assert_equal,
+    assert_tensor,
+    assert_true,
+    refuses,
+    tolerance,
+    untouched,
+)
+from dojo.draw import LAYOUTS, examples, fill, laid_out
+
+WIDE = (torch.float32, torch.float64)
+EVERY = (torch.float64, torch.float32, *HALF_TYPES)
+# batch, key-value heads, query heads to each, head_dim
+SIZES = ((1, 1, 1, 1), (1, 1, 1, 2), (2, 1, 1, 3), (1, 2, 1, 3), (1, 1, 2, 3), (3, 2, 1, 4), (2, 3, 1, 1))
+SHARED = ((1, 2, 3, 1), (1, 3, 2, 4), (2, 2, 3, 4), (3, 2, 4, 1), (1, 1, 3, 2))
+PIECES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
+SEVERAL = st.lists(st.integers(1, 5), min_size=2, max_size=4)
+WINDOWS = st.integers(1, 6)
+PLACES = st.integers(0, 9)
+
+
+# --- what is drawn -------------------------------------------------------------------------------
+
+
+@dataclass
+class Sequence:
+    """The queries, keys and values of a sequence, and the pieces in which its tokens come.
+
+    ``spare`` is the room that is left in the end; ``window`` asks for a WindowKVCache."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    pieces: list[int]
+    spare: int = 0
+    window: int | None = None
+    scale: float | None = None
+
+    @property
+    def length(self):
+        return sum(self.pieces)
+
+
+def sequences(
+    sizes=SIZES + SHARED,
+    pieces=PIECES,
+    *,
+    dtypes=EVERY,
+    loudness=(1.0, 0.25),
+    layouts=tuple(LAYOUTS.elements),
+    windows=None,
+    scales=(None,),
+):
+    """Sizes, smallest first, since that is where shrinking ends; then how the tensors are made."""
+    sizes = sorted(sizes, key=lambda s: (math.prod(s), s))
+    makes = list(product(layouts, loudness, dtypes, scales))
+    return drawn(st.sampled_from(sizes), pieces, st.sampled_from(makes), windows)
+
+
+@st.composite
+def drawn(draw, sizes, pieces, makes, windows):
+    (B, K, group, D), cut = draw(sizes), draw(pieces)
+    layout, loud, dtype, scale = draw(makes)
+    T = sum(cut)
+    shapes = (B, K * group, T, D), (B, K, T, D), (B, K, T, D)
+    parts = fill(draw, (sum(map(math.prod, shapes)),), dtype=torch.float64).split([*map(math.prod, shapes)])
+    q, k, v = (
+        laid_out((gain * part).reshape(shape).to(dtype), layout)
+        for gain, part, shape in zip((loud, loud, 1), parts, shapes, strict=True)
+    )
+    window = None if windows is None else draw(windows)
+    return Sequence(q, k, v, cut, T % 3, window, scale)
+
+
+def made(subject, case, *, tokens=None, **options):
+    """An empty cache that has room for the case."""
+    B, K, T, D = case.k.shape
+    options = {"dtype": case.k.dtype} | options
+    if case.window is not None:
+        return subject.WindowKVCache(B, K, case.window, D, **options)
+    return subject.KVCache(B, K, (T if tokens is None else tokens) + case.spare, D, **options)
+
+
+def parts(case):
+    """q, k and v piece by piece, and where the piece ends."""
+    splits = (x.split(case.pieces, dim=2) for x in (case.q, case.k, case.v))
+    return zip(*splits, itertools.accumulate(case.pieces), strict=True)
+
+
+def attend(subject, cache, q, k, v, scale=None):
+    """The call itself. Whatever is claimed of its result, its inputs must be left as they were."""
+    inputs = {"q": q, "k": k, "v": v}
+    before = {name: x.clone() for name, x in inputs.items()}
+    options = {} if scale is None else {"scale": scale}
+    got = subject.attend_with_cache(q, k, v, cache, **options)
+    untouched(before, inputs)
+    return got
+
+
+def append(cache, k, v):
+    inputs = {"k": k, "v": v}
+    before = {name: x.clone() for name, x in inputs.items()}
+    cache.append(k, v)
+    untouched(before, inputs)
+
+
+def filled(subject, case, **options):
+    """A cache into which the case was appended piece by piece."""
+    cache = made(subject, case, **options)
+    for _, k, v, _ in parts(case):
+        append(cache, k, v)
+    return cache
+
+
+def reads(cache, k, v, length, at=""):
+    """The cache must hold ``length`` tokens, and give back k and v bit for bit."""
+    assert_equal(cache.length, length, f"the length{at}")
+    got = cache.view()
+    assert_true(isinstance(got, (tuple, list)) and len(got) == 2, "view is not a pair", got=got)
+    for name, found, want in zip(("keys", "values"), got, (k, v), strict=True):
+        assert_equal(found, want, f"the {name} held{at}")
+
+
+def holds(cache, case, end, start=0, at=""):
+    """The cache must read as the tokens of the case before ``end``, or the last of them."""
+    if case.window is not None:
+        start = max(start, end - case.window)
+    reads(cache, case.k[:, :, start:end], case.v[:, :, start:end], end, at)
+
+
+def bytes_held(thing):
+    """The bytes of the floating-point tensors that can be reached from an object, each memory once."""
+    found, seen, left = {}, set(), [thing]
+    while left:
+        part = left.pop()
+        if id(part) in seen or isinstance(part, (type, types.ModuleType, types.FunctionType)):
+            continue
+        seen.add(id(part))
+        if isinstance(part, Tensor):
+            if part.is_floating_point():
+                found[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+        else:
+            left += gc.get_referents(part)
+    return sum(found.values())
+
+
+class Made(TorchFunctionMode):
+    """Counts the elements of the tensors that torch makes, views aside, by device."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = {"cpu": 0, "meta": 0}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        flat = itertools.chain.from_iterable(a if isinstance(a, (list, tuple)) else [a] for a in args)
+        known = {a.untyped_storage()._cdata for a in flat if isinstance(a, Tensor)}
+        for part in out if isinstance(out, (list, tuple)) else [out]:
+            if isinstance(part, Tensor) and part.untyped_storage()._cdata not in known:
+                self.elements[part.device.type] += part.numel()
+        return out
+
+
+# --- what is due ---------------------------------------------------------------------------------
+
+
+class Truth:
+    """Attention of the whole sequence at once in float64, with what bounds its rounding errors."""
+
+    def __init__(self, case):
+        self.dtype = case.q.dtype
+        q, k, v = (x.double() for x in (case.q, case.k, case.v))
+        server = torch.arange(q.shape[1]) // (q.shape[1] // k.shape[1])
+        k, v = k[:, server], v[:, server]
+        T, D = q.shape[2:]
+        scale = D**-0.5 if case.scale is None else case.scale
+        age = torch.arange(T)[:, None] - torch.arange(T)
+        seen = (age >= 0) & (age < (T if case.window is None else case.window))
+        w = (scale * q @ k.mT).where(seen, -torch.inf).softmax(-1)
+        self.out = w @ v
+        self.length, self.steps = D + T, 4
+        # If every exponent is off by at most η, a weight is off by at most (e^{2η} − 1)·min(w, 1 − w); and a
+        # normaliser kept as its logarithm is rounded once more at the size of the scores.
+        unit = float(tolerance(self.dtype, length=self.length, steps=self.steps))
+        loud = (abs(scale) * q.abs() @ k.abs().mT).where(seen, 0).amax(-1, keepdim=True)
+        growth = (2 * unit * loud).clamp(max=50).expm1() / unit
+        rounded = 1 + 4 * torch.finfo(self.dtype).eps / unit * loud
+        self.magnitude = rounded * (w @ v.abs()) + growth * (torch.minimum(w, 1 - w) @ v.abs())
+
+    def agrees(self, got, rows=slice(None), name="the result"):
+        """``got`` must be these rows of the truth within what rounding explains."""
+        assert_close(
+            got, self.out[:, :, rows], dtype=self.dtype, length=self.length,
+            magnitude=self.magnitude[:, :, rows], steps=self.steps, name=name,
+        )  # fmt: skip
+
+
+def run(subject, case, cache=None, start=0, truth=None, then=lambda cache, end: None):
+    """Attend piece by piece from ``start`` on, and compare every row with the whole pass."""
+    cache, truth = cache or made(subject, case), truth or Truth(case)
+    for q, k, v, end in parts(case):
+        if end <= start:
+            continue
+        first = end - q.shape[2]
+        got = attend(subject, cache, q, k, v, case.scale)
+        truth.agrees(got, slice(first, end), name=f"the rows {first} … {end - 1}")
+        then(cache, end)
+    return cache
+
+
+# --- part 1: the cache ---------------------------------------------------------------------------
+
+
+@given(case=sequences())
+def test_the_cache_reads_as_what_was_appended(subject, case):
+    """After each append view gives all keys and values so far, bit for bit, in the cache's dtype.
+
+    Catches a length that is not moved on, slots off by one, keys read as values, and the empty room read too."""
+    cache = made(subject, case)
+    assert_equal(cache.max_len, case.length + case.spare, "max_len")
+    for number, (_, k, v, end) in enumerate(parts(case), 1):
+        append(cache, k, v)
+        holds(cache, case, end, at=f" after append {number}")
+
+
+@given(case=sequences(), n=st.integers(0, 1))
+def test_an_empty_cache_holds_nothing(subject, case, n):
+    """A new cache has length 0 and gives (batch, n_kv_heads, 0, head_dim); to append no tokens changes nothing.
+
+    Catches zeros that are read as tokens, and a −1 in a reshape that cannot be told."""
+    cache = made(subject, case)
+    if n:
+        append(cache, case.k[:, :, :0], case.v[:, :, :0])
+    holds(cache, case, 0)
+    append(cache, case.k, case.v)
+    append(cache, case.k[:, :, :0], case.v[:, :, :0])
+    holds(cache, case, case.length)
+
+
+def test_the_dtype_is_that_of_torch_unless_given(subject):
+    """Without a dtype the cache has torch's default.
+
+    Catches half precision as a default."""
+    cache = subject.KVCache(2, 3, 4, 1)
+    for part in cache.view():
+        assert_tensor(part, shape=(2, 3, 0, 1), dtype=torch.float32)
+
+
+@given(case=sequences(pieces=SEVERAL))
+def test_cache_and_caller_share_no_memory(subject, case):
+    """Whatever the caller does to k and v after an append, the cache keeps what it was given.
+
+    Catches a list of the pieces, and a cache that takes over the first piece as its memory."""
+    k, v = case.k.contiguous(), case.v.contiguous()
+    cache, mine = made(subject, case), [x.clone() for x in (k, v)]
+    for end, n in zip(itertools.accumulate(case.pieces), case.pieces, strict=True):
+        cache.append(*(x[:, :, end - n : end] for x in mine))
+        for x in mine:
+            x[:, :, end - n : end] = 77
+    reads(cache, k, v, case.length)
+
+
+@examples(quick=3, full=20)
+@given(case=sequences(pieces=SEVERAL))
+def test_view_copies_nothing(subject, case):
+    """view makes no tensor: what it gives lies in the same memory before and after an append.
+
+    Catches pieces joined when they are read, and a cache that grows by torch.cat."""
+    cache, places = made(subject, case), []
+    for _, k, v, _ in parts(case):
+        append(cache, k, v)
+        with Made() as counter:
+            got = cache.view()
+        assert_equal(counter.elements["cpu"], 0, "the number of elements that view made")
+        places.append([part.data_ptr() for part in got])
+    assert_true(
+        all(place == places[0] for place in places),
+        "the keys and values moved",
+        expected=places[0],
+        got=places,
+    )
+    holds(cache, case, case.length)
+
+
+@examples(quick=2, full=6)
+@given(n=st.integers(1, 3), attends=st.booleans())
+def test_append_moves_the_new_tokens_only(subject, n, attends):
+    """Appending a few tokens to 500 makes tensors of a few tokens' size, and a cache takes no more memory.
+
+    Catches a cache that is joined, cloned, rolled or rewritten with every token."""
+    cache, x = subject.KVCache(2, 3, 512, 4), torch.ones(2, 3, 500, 4)
+    cache.append(x, -x)
+    before = bytes_held(cache)
+    with Made() as counter:
+        cache.append(x[:, :, :n], -x[:, :, :n])
+    allowed = x.numel() // 8
+    assert_true(
+        counter.elements["cpu"] <= allowed,
+        f"appending {n} tokens to 500 made tensors of {counter.elements['cpu']} elements in all",
+        expected=f"at most {allowed}, an eighth of the keys held",
+        got=counter.elements["cpu"],
+    )
+    assert_equal(bytes_held(cache), before, "the bytes held by the cache after an append")
+    full = torch.ones(2, 3, 500 + n, 4)
+    reads(cache, full, -full, 500 + n)
+
+
+@given(case=sequences(), over=st.integers(1, 3), how=st.booleans())
+def test_a_cache_that_is_full_refuses_and_changes_nothing(subject, case, over, how):
+    """There is room for max_len tokens exactly. One more, in append or in attend_with_cache, raises CacheFull,
+    and the cache reads and goes on as before.
+
+    Catches a length moved on or a part written before the check, silent cuts, and a bound off by one."""
+    cache = made(subject, case)
+    *before, (_, k, v, end) = parts(case)
+    for _, k_, v_, _ in before:
+        append(cache, k_, v_)
+    held = end - k.shape[2]
+    much = [torch.ones_like(x[:, :, :1]).repeat(1, 1, k.shape[2] + case.spare + over, 1) for x in (case.q, k)]
+    refuses(
+        subject.CacheFull,
+        lambda: subject.attend_with_cache(*much, much[1], cache) if how else cache.append(much[1], much[1]),
+        because=f"{much[1].shape[2]} tokens came behind {held} and max_len is {cache.max_len}",
+    )
+    holds(cache, case, held, at=" after the refusal")
+    append(cache, k, v)
+    rest = case.k.new_zeros(*k.shape[:2], case.spare, k.shape[3])
+    append(cache, rest, rest)
+    reads(cache, torch.cat([case.k, rest], 2), torch.cat([case.v, rest], 2), end + case.spare)
+
+
+@given(case=sequences(), stale=st.sampled_from((math.nan, math.inf, 100.0)))
+def test_a_reset_forgets_everything(subject, case, stale):
+    """After reset the length is 0, the whole room is free, and nothing that was held has any influence.
+
+    Catches a length that stays, and attention over the whole room, where 0 · NaN is NaN."""
+    cache = made(subject, case)
+    old = torch.full_like(case.k, stale)
+    cache.append(old, old)
+    cache.reset()
+    holds(cache, case, 0, at=" after reset")
+    run(subject, case, cache, then=lambda cache, end: holds(cache, case, end))
+
+
+@given(case=sequences(pieces=SEVERAL), branch=PLACES)
+def test_clones_do_not_see_each_other(subject, case, branch):
+    """A clone holds what the cache held; from then on each goes on by itself, also after a reset of the other.
+
+    Catches a shallow copy, whose branches write over each other, and a length that is shared."""
+    fork = sum(case.pieces[: branch % len(case.pieces)])
+    cache = made(subject, case)
+    for _, k, v, end in parts(case):
+        if end <= fork:
+            append(cache, k, v)
+    other = cache.clone()
+    assert_true(type(other) is type(cache), "a clone is a cache of the same kind", got=type(other))
+    holds(other, case, fork, at=" of a clone")
+    k, v = (torch.cat([x[:, :, :fork], -x[:, :, fork:]], 2) for x in (case.k, case.v))
+    twin = replace(case, k=k, v=v)
+    truths = Truth(case), Truth(twin)
+    for (q, k, v, end), (_, k_, v_, _) in zip(parts(case), parts(twin), strict=True):
+        if end > fork:
+            rows = slice(end - q.shape[2], end)
+            first, second = attend(subject, cache, q, k, v), attend(subject, other, q, k_, v_)
+            truths[0].agrees(first, rows, name="the result of the cache that was cloned")
+            truths[1].agrees(second, rows, name="the result of the clone")
+    holds(cache, case, case.length, at=" beside its clone")
+    cache.reset()
+    holds(other, twin, case.length, at=" of the clone, after the first was reset")
+    holds(cache, case, 0, at=" after reset")
+
+
+@given(case=sequences())
+def test_two_caches_share_nothing(subject, case):
+    """Two caches, filled in turn, read as if each were alone.
+
+    Catches memory or a length that belongs to the class."""
+    one, two = made(subject, case), made(subject, case)
+    for _, k, v, end in parts(case):
+        append(one, k, v)
+        append(two, -k, -v)
+        holds(one, case, end, at=" of one cache")
+    reads(two, -case.k, -case.v, case.length, " of the other")
+
+
+@given(case=sequences())
+def test_prefill_then_decode_in_any_split_equals_one_pass(subject, case):
+    """Whatever pieces the tokens come in, all at once, one by one or in chunks, each row is that of causal
+    attention over the whole sequence, and the cache holds the tokens so far.
+
+    Catches a chunk whose tokens see each other's future or not the past, queries that count from 0, the
+    new tokens left out or taken twice, and attention over slots that are not filled."""
+    run(subject, case, then=lambda cache, end: holds(cache, case, end))
+
+
+@given(case=sequences(dtypes=WIDE), place=PLACES, size=st.sampled_from((1.0, 1e3)))
+def test_later_tokens_of_a_chunk_never_matter(subject, case, place, size):
+    """Whatever comes later, in the same chunk or in one after it, the row of a token stays as it was.
+
+    Catches a chunk without a mask, one with the triangle at its first key, and fills that scores overrun."""
+    last = place % case.length
+    late = (torch.arange(case.length) > last)[:, None]
+    k, v = (x.where(~late, torch.full_like(x, size)) for x in (case.k, case.v))
+    changed, truth = replace(case, k=k, v=v), Truth(case)
+    cache, end = made(subject, case), 0
+    for q, k, v, end in parts(changed):
+        got = attend(subject, cache, q, k, v)
+        first = end - q.shape[2]
+        if first <= last:
+            count = min(last + 1, end) - first
+            assert_tensor(got, shape=q.shape, dtype=q.dtype)
+            truth.agrees(got[:, :, :count], slice(first, first + count))
+    holds(cache, changed, end)
+
+
+@given(case=sequences(SHARED))
+def test_consecutive_heads_share_keys_and_values(subject, case):
+    """Query head h is served by the key-value head ⌊h · n_kv_heads / n_heads⌋: 0 0 0 1 1 1, not 0 1 0 1 0 1.
+
+    Catches heads repeated as a block, and the first head serving all."""
+    run(subject, case)
+
+
+@given(case=sequences(dtypes=WIDE, scales=(1.0, 2.0, 0.0, -0.5, None)))
+def test_scale_multiplies_the_scores(subject, case):
+    """scale takes the place of 1/√head_dim; 0 averages evenly.
+
+    Catches scale ignored, 0 taken for None, and √head_dim of the wrong size."""
+    run(subject, case)
+
+
+@given(case=sequences(pieces=SEVERAL, dtypes=WIDE, loudness=(100.0,)))
+def test_large_scores_do_not_overflow(subject, case):
+    """Scores in the ten thousands give finite weights.
+
+    Catches exp without a shift."""
+    run(subject, case)
+
+
+@given(case=sequences(pieces=SEVERAL, dtypes=WIDE))
+def test_attention_reads_the_cache_as_it_is(subject, case):
+    """Tokens appended without queries are attended to later, as any others.
+
+    Catches keys kept beside the cache by attend_with_cache, and a position counted by its calls."""
+    *before, (q, k, v, end) = parts(case)
+    cache = made(subject, case)
+    for _, k_, v_, _ in before:
+        append(cache, k_, v_)
+    got = attend(subject, cache, q, k, v)
+    Truth(case).agrees(got, slice(end - q.shape[2], end))
+    holds(cache, case, end)
+
+
+@examples(quick=0, full=2)
+@given(seed=st.integers(0, 999), dtype=st.sampled_from(HALF_TYPES))
+def test_long_half_precision_sequences_sum_in_float32(subject, seed, dtype):
+    """Over 4,099 tokens in half precision the result is still right to the last stored bits.
+
+    Catches running sums in bf16, which stop growing at 256 terms, and in fp16, which stall at 2,048."""
+    noise = torch.randn(3, 1, 1, 4099, 2, generator=torch.Generator().manual_seed(seed))
+    q, k, v = (noise[0] / 4).to(dtype), (noise[1] / 4).to(dtype), (1 + noise[2] / 4).to(dtype)
+    cache = subject.KVCache(1, 1, 4100, 2, dtype=dtype)
+    cache.append(k[:, :, :-2], v[:, :, :-2])
+    got = attend(subject, cache, q[:, :, -2:], k[:, :, -2:], v[:, :, -2:])
+    wide = [x.double() for x in (q[:, :, -2:], k, v)]
+    seen = torch.ones(2, 4099, dtype=torch.bool).tril(4097)
+    want = (wide[0] @ wide[1].mT / 2**0.5).where(seen, -torch.inf).softmax(-1) @ wide[2]
+    assert_close(got, want, dtype=dtype, length=4099, magnitude=2 * want.abs().amax(), steps=2)
+
+
+@given(case=sequences(dtypes=WIDE), clone=st.booleans())
+def test_the_cache_keeps_no_graph(subject, case, clone):
+    """Keys and values that require a gradient are stored as numbers: view requires none, and the cache can
+    be cloned.
+
+    Catches a graph that grows with every token and keeps all activations alive."""
+    k, v = (x.clone().requires_grad_() for x in (case.k, case.v))
+    cache = made(subject, case)
+    cache.append(k, v)
+    cache = cache.clone() if clone else cache
+    assert_true(not any(x.requires_grad for x in cache.view()), "what the cache holds requires a gradient")
+    holds(cache, case, case.length)
+    cache = made(subject, case)
+    got = subject.attend_with_cache(case.q, k, v, cache)
+    assert_true(not any(x.requires_grad for x in cache.view()), "what the cache holds requires a gradient")
+    Truth(case).agrees(got)
+
+
+def misfits(case):
+    """q, k and v that fit neither the cache nor each other, each with what is wrong with it."""
+    q, k, v = case.q, case.k, case.v
+    more = [torch.cat([x, x], dim) for dim in range(4) for x in (k,)]
+    for dim, name in enumerate(("batch", "heads", "tokens", "head_dim")):
+        yield f"v has more {name} than k", q, k, more[dim]
+        yield f"k has more {name} than v", q, more[dim], v
+        if dim != 2:
+            yield f"k and v have more {name} than the cache", torch.cat([q, q], dim), more[dim], more[dim]
+        if dim != 2 and k.shape[dim] > 1:
+            less = [x.narrow(dim, 0, 1) for x in (q, k, v)]
+            yield f"k and v have less {name} than the cache", less[0], less[1], less[2]
+    yield "k and v have no batch", q, k[0], v[0]
+
+
+@examples(quick=3, full=20)
+@given(case=sequences())
+def test_shapes_that_do_not_fit_are_refused(subject, case):
+    """ValueError, and nothing has changed, if k and v differ from each other or from the cache, if q has
+    another batch, number of tokens or head_dim, or if n_kv_heads does not divide its heads.
+
+    Catches one head that broadcasts over all, keys written before the queries are looked at, and a chunk
+    with fewer queries than keys."""
+    cache = made(subject, case, tokens=3 * case.length)
+    cache.append(case.k, case.v)
+    for because, q, k, v in misfits(case):
+        refuses(ValueError, lambda k=k, v=v: cache.append(k, v), because=because)
+        refuses(
+            ValueError,
+            lambda q=q, k=k, v=v: subject.attend_with_cache(q, k, v, cache),
+            because=because,
+        )
+    q, k, v = case.q, case.k, case.v
+    wrong = [torch.cat([q, q], dim) for dim in (0, 2, 3)]
+    if k.shape[1] > 1:
+        wrong.append(torch.cat([q, q[:, :1]], 1))
+    for x in (*wrong, q[0], q[:, :, :0]):
+        because = f"q {tuple(x.shape)} does not fit k {tuple(k.shape)}"
+        refuses(ValueError, lambda x=x: subject.attend_with_cache(x, k, v, cache), because=because)
+    empty = k[:, :, :0]
+    refuses(
+        ValueError,
+        lambda: subject.attend_with_cache(q[:, :, :0], empty, empty, cache),
+        because="there is no new token",
+    )
+    holds(cache, case, case.length, at=" after the refusals")
+
+
+def test_sizes_below_one_are_refused(subject):
+    """ValueError for a batch, a number of heads, a max_len or a head_dim below 1.
+
+    Catches a cache of nothing that fails far from here."""
+    for at, size in product(range(4), (0, -1)):
+        sizes = [2, 3, 4, 5]
+        sizes[at] = size
+        refuses(ValueError, lambda s=sizes: subject.KVCache(*s), because=f"the sizes are {sizes}")
+
+
+@examples(quick=1, full=2)
+@given(tokens=st.integers(100, 200))
+def test_a_cache_lies_on_its_device(subject, tokens):
+    """The memory of a cache is taken on the device that was asked for: here "meta", which has none.
+
+    Catches a device that is ignored, and a mask or slots on the CPU."""
+    with Made() as counter:
+        cache = subject.KVCache(2, 3, tokens, 4, device="meta")
+    assert_equal(cache.max_len, tokens, "max_len")
+    size = 2 * 3 * tokens * 4
+    assert_true(
+        counter.elements["cpu"] < size,
+        f"a cache of {size} keys on another device was made on the CPU",
+        got=counter.elements,
+    )
+    new = torch.ones(2, 3, 5, 4, device="meta")
+    cache.append(new, new)
+    assert_equal([x.device.type for x in cache.view()], ["meta", "meta"], "the device of what is held")
+
+
+# --- part 2: a ring for a sliding window ---------------------------------------------------------
+
+
+@given(case=sequences(windows=WINDOWS))
+def test_the_ring_reads_as_the_last_tokens(subject, case):
+    """After each append view gives the last min(length, window) keys and values, oldest first, bit for bit,
+    and length counts all tokens.
+
+    Catches the order of the slots, a chunk longer than the window whose first tokens stay, a length that
+    stops at the window, and a start that is off by one."""
+    cache = made(subject, case)
+    assert_equal(cache.window, case.window, "window")
+    holds(cache, case, 0)
+    for number, (_, k, v, end) in enumerate(parts(case), 1):
+        append(cache, k, v)
+        append(cache, k[:, :, :0], v[:, :, :0])
+        holds(cache, case, end, at=f" after append {number}")
+
+
+@given(case=sequences(windows=WINDOWS))
+def test_windowed_attention_in_any_split_equals_one_pass(subject, case):
+    """Whatever pieces the tokens come in, each row is that of attention over the whole sequence in which a
+    token sees the last `window` tokens, itself included.
+
+    Catches a chunk whose first queries miss the tokens that its last ones push out, a window one too wide or
+    narrow, the triangle laid over slots and not over tokens, and a window ignored within a chunk."""
+    run(subject, case, then=lambda cache, end: holds(cache, case, end))
+
+
+@given(case=sequences(dtypes=WIDE, windows=WINDOWS), place=PLACES, size=st.sampled_from((1.0, 1e3)))
+def test_tokens_outside_the_window_never_matter(subject, case, place, size):
+    """Whatever stands before the window of a token or after the token, its row stays as it was.
+
+    Catches a window that is laid over the weights after the softmax, and slots that are seen too long."""
+    row = place % case.length
+    age = row - torch.arange(case.length)
+    hidden = ((age < 0) | (age >= case.window))[:, None]
+    k, v = (x.where(~hidden, torch.full_like(x, size)) for x in (case.k, case.v))
+    changed, truth = replace(case, k=k, v=v), Truth(case)
+    cache = made(subject, case)
+    for q, k, v, end in parts(changed):
+        got, first = attend(subject, cache, q, k, v), end - q.shape[2]
+        assert_tensor(got, shape=q.shape, dtype=q.dtype)
+        if first <= row < end:
+            truth.agrees(got[:, :, row - first : row - first + 1], slice(row, row + 1))
+    holds(cache, changed, case.length)
+
+
+@given(case=sequences(windows=WINDOWS, scales=(1.0, 0.0, -0.5)))
+def test_the_ring_hears_scale_and_groups(subject, case):
+    """scale and shared heads mean the same over a ring.
+
+    Catches an argument that is heard where there is no window only."""
+    run(subject, case)
+
+
+@given(case=sequences(), more=st.integers(0, 3))
+def test_a_window_as_long_as_the_sequence_hides_nothing(subject, case, more):
+    """A window of at least the length of the sequence gives what a plain cache gives.
+
+    Catches a ring that is one slot short, or turns before it is full."""
+    ring = made(subject, replace(case, window=case.length + more))
+    run(subject, case, ring, then=lambda cache, end: holds(cache, case, end))
+
+
+@examples(quick=2, full=6)
+@given(window=st.integers(3, 9), chunk=st.integers(1, 30), seed=st.integers(0, 99))
+def test_memory_is_bounded_by_the_window(subject, window, chunk, seed):
+    """After sixty tokens, one by one or in chunks, the ring holds memory for 2 · window tokens at most.
+
+    Catches a cache that keeps everything and masks it, and views of long chunks that keep them alive."""
+    ring = subject.WindowKVCache(1, 2, window, 3)
+    x = torch.randn(1, 2, 60, 3, generator=torch.Generator().manual_seed(seed))
+    for part in x.split(chunk, dim=2):
+        subject.attend_with_cache(part, part, -part, ring)
+    reads(ring, x[:, :, 60 - window :], -x[:, :, 60 - window :], 60)
+    most = 2 * 2 * window * (2 * 3) * 4  # k and v; 2 · window; heads · head_dim; bytes
+    held = bytes_held(ring)
+    assert_true(
+        held <= most, f"the ring holds {held} bytes, {most} are 2 · window tokens", expected=most, got=held
+    )
+
+
+@examples(quick=2, full=6)
+@given(n=st.integers(1, 3), start=st.integers(400, 700))
+def test_an_append_to_the_ring_moves_the_new_tokens_only(subject, n, start):
+    """Appending a few tokens to a ring of 512 makes tensors of a few tokens' size, wherever it stands.
+
+    Catches a ring that is rolled, joined or cloned with every token."""
+    ring, x = subject.WindowKVCache(2, 3, 512, 4), torch.ones(2, 3, start, 4)
+    ring.append(x, -x)
+    with Made() as counter:
+        ring.append(2 * x[:, :, :n], -x[:, :, :n])
+    allowed = 512 * 24 // 8
+    assert_true(
+        counter.elements["cpu"] <= allowed,
+        f"appending {n} tokens to a ring of 512 made tensors of {counter.elements['cpu']} elements in all",
+        expected=f"at most {allowed}, an eighth of its keys",
+        got=counter.elements["cpu"],
+    )
+    x = torch.ones(2, 3, min(512, start + n), 4)
+    k = x.clone()
+    k[:, :, -n:] = 2
+    reads(ring, k, -x, start + n)
+
+
+@given(case=sequences(pieces=SEVERAL, windows=WINDOWS), stale=st.sampled_from((math.nan, 100.0)))
+def test_rings_are_cloned_and_reset(subject, case, stale):
+    """A clone of a ring goes on by itself; after a reset nothing that was held has any influence.
+
+    Catches a shallow copy, a place in the ring that stays, and slots that are read before they are written."""
+    ring = made(subject, case)
+    old = torch.full_like(case.k, stale)
+    ring.append(old, old)
+    other = ring.clone()
+    ring.reset()
+    reads(ring, case.k[:, :, :0], case.v[:, :, :0], 0, " after reset")
+    run(subject, case, ring, then=lambda cache, end: holds(cache, case, end))
+    assert_equal(other.length, case.length, "the length of the clone")
+    last = old[:, :, -case.window :]
+    for part in other.view():
+        assert_tensor(part, shape=last.shape, dtype=last.dtype, name="what the clone holds")
+        assert_true(
+            torch.equal(part.nan_to_num(5), last.nan_to_num(5)), "the clone lost what it held", got=part
+        )
+    other.append(case.k, case.v)
+    holds(ring, case, case.length, at=" beside its clone")
+
+
+@given(case=sequences(dtypes=WIDE, windows=WINDOWS))
+def test_ring_and_caller_share_no_memory_and_no_graph(subject, case):
+    """The ring keeps what it was given, whatever becomes of k and v, as numbers without a graph.
+
+    Catches a chunk that becomes the ring, and a graph that grows with every token."""
+    ring, k, v = made(subject, case), *(x.contiguous().clone() for x in (case.k, case.v))
+    grad = [x.requires_grad_() for x in (k, v)]
+    for end, n in zip(itertools.accumulate(case.pieces), case.pieces, strict=True):
+        ring.append(*(x[:, :, end - n : end] for x in grad))
+        assert_true(not any(x.requires_grad for x in ring.view()), "what the ring holds requires a gradient")
+        with torch.no_grad():
+            for x in grad:
+                x[:, :, end - n : end] = 77
+    holds(ring.clone(), case, case.length)
+
+
+@examples(quick=3, full=20)
+@given(case=sequences(windows=WINDOWS))
+def test_the_ring_refuses_what_does_not_fit(subject, case):
+    """ValueError, and nothing has changed, for the same reasons as with a plain cache, and for a window below 1.
+
+    Catches a ring that was moved on before the queries were looked at."""
+    ring = made(subject, case)
+    ring.append(case.k, case.v)
+    for because, q, k, v in misfits(case):
+        refuses(ValueError, lambda k=k, v=v: ring.append(k, v), because=because)
+        refuses(ValueError, lambda q=q, k=k, v=v: subject.attend_with_cache(q, k, v, ring), because=because)
+    q, k, v = case.q, case.k, case.v
+    for x in (*(torch.cat([q, q], dim) for dim in (0, 2, 3)), q[:, :, :0]):
+        because = f"q {tuple(x.shape)} does not fit k {tuple(k.shape)}"
+        refuses(ValueError, lambda x=x: subject.attend_with_cache(x, k, v, ring), because=because)
+    for at, size in product(range(4), (0, -1)):
+        sizes = [2, 3, 4, 5]
+        sizes[at] = size
+        refuses(ValueError, lambda s=sizes: subject.WindowKVCache(*s), because=f"the sizes are {sizes}")
+    holds(ring, case, case.length, at=" after the refusals")
+
+
+# --- what tells one mistake from another ---------------------------------------------------------
+
+
+def probes(subject):
+    """Calls whose results differ from mistake to mistake, by name."""
+
+    def waves(*shape, step=1.7):
+        return torch.sin(step * torch.arange(1.0, math.prod(shape) + 1, dtype=torch.float64)).reshape(shape)
+
+    q, k, v = waves(2, 6, 7, 4), waves(2, 2, 7, 4, step=2.3), waves(2, 2, 7, 4, step=0.9)
+
+    def plain(room=9, dtype=torch.float64, **options):
+        return subject.KVCache(2, 2, room, 4, dtype=dtype, **options)
+
+    def ring(window=3, dtype=torch.float64):
+        return subject.WindowKVCache(2, 2, window, 4, dtype=dtype)
+
+    def state(cache):
+        return [cache.length, [part.clone() for part in cache.view()]]
+
+    def split(make, *pieces, gain=1.0, dtype=torch.float64, first=0, **options):
+        def call():
+            cache, log, end = make(), [], 0
+            for n in pieces:
+                rows = slice(end, end := end + n)
+                new = [(g * x[:, :, rows]).to(dtype) for g, x in ((gain, q), (gain, k), (1, v))]
+                if end <= first:
+                    cache.append(*new[1:])
+                else:
+                    log.append(subject.attend_with_cache(*new, cache, **options))
+                log.append(state(cache))
+            return log
+
+        return call
+
+    def said(call, *args):
+        try:
+            call(*args)
+        except (ValueError, TypeError):  # a TypeError is what a check of the signatures raises
+            return "refused"
+        except Exception as raised:
+            return type(raised).__name__
+        return "nothing"
+
+    def refusals(make):
+        def call():
+            cache = make()
+            cache.append(k[:, :, :2], v[:, :, :2])
+            log = []
+            for a, b, c in (
+                (q, k, v), (q[:, :, :1], k[:, :, :2], v[:, :, :2]), (q[:, :5, :1], k[:, :, :1], v[:, :, :1]),
+                (q[:1, :, :1], k[:, :, :1], v[:, :, :1]), (q[..., :1, :3], k[:, :, :1], v[:, :, :1]),
+                (q[:, :, :1], k[:, :1, :1], v[:, :1, :1]), (q[:, :, :1], k[:1, :, :1], v[:1, :, :1]),
+                (q[:, :, :1], k[:, :, :1], v[:, :, :2]), (q[:, :, :0], k[:, :, :0], v[:, :, :0]),
+            ):  # fmt: skip
+                log += [
+                    said(subject.attend_with_cache, a, b, c, cache),
+                    said(cache.append, b, c),
+                    state(cache),
+                ]
+            return log
+
+        return call
+
+    def branches(make):
+        def call():
+            one = make()
+            one.append(k[:, :, :3], v[:, :, :3])
+            two = one.clone()
+            one.append(k[:, :, 3:5], v[:, :, 3:5])
+            two.append(v[:, :, 3:4], k[:, :, 3:4])
+            log = [state(one), state(two)]
+            one.reset()
+            return [*log, state(one), state(two)]
+
+        return call
+
+    def reused(make):
+        def call():
+            cache = make()
+            cache.append(torch.full_like(k, math.nan), torch.full_like(v, math.nan))
+            cache.reset()
+            log = [state(cache), subject.attend_with_cache(q[:, :, :2], k[:, :, :2], v[:, :, :2], cache)]
+            return [*log, state(cache)]
+
+        return call
+
+    def aliased(make):
+        def call():
+            cache, mine = make(), [x.clone().requires_grad_() for x in (k, v)]
+            cache.append(*mine)
+            log = [any(x.requires_grad for x in cache.view())]
+            with torch.no_grad():
+                mine[0].zero_()
+            cache.append(k[:, :, :1], v[:, :, :1])
+            return [*log, state(cache)]
+
+        return call
+
+    def counts(make, room):
+        def call():
+            cache, x = make(1, 1, room, 4), torch.ones(1, 1, 250, 4)
+            with Made() as first:
+                cache.append(x, x)
+            with Made() as appended:
+                cache.append(x[:, :, :1], x[:, :, :1])
+            with Made() as viewed:
+                cache.view()
+            held = bytes_held(cache) // (16 * room)
+            return [
+                first.elements["cpu"] > 2500,
+                appended.elements["cpu"] > 300,
+                viewed.elements["cpu"] > 1000,
+                held,
+            ]
+
+        return call
+
+    def sizes(make, at):
+        return lambda: make(*(0 if i == at else 2 for i in range(4))).length
+
+    def two():
+        one, other = plain(), plain()
+        one.append(k, v)
+        other.append(v, k)
+        return [state(one), state(other)]
+
+    return {
+        "two caches": two,
+        "one pass": split(plain, 7),
+        "prefill and decode": split(plain, 4, 1, 1, 1),
+        "appended, then asked": split(plain, 3, 1, 3, first=4),
+        "scale 0": split(plain, 2, 2, scale=0.0),
+        "loud": split(plain, 2, 2, gain=200.0),
+        "bf16": split(lambda: plain(dtype=torch.bfloat16), 3, 3, dtype=torch.bfloat16),
+        "just full": split(lambda: plain(7), 5, 2),
+        "refusals": refusals(lambda: plain(8)),
+        "branches": branches(plain),
+        "reused": reused(plain),
+        "aliased": aliased(plain),
+        "counts": counts(subject.KVCache, 300),
+        "on no device": lambda: [x.device.type for x in plain(device="meta").view()],
+        "no room": sizes(subject.KVCache, 2),
+        "ring, chunks": split(ring, 2, 3, 2),
+        "ring, a long chunk": split(ring, 1, 5, 1),
+        "ring, scale 2": split(ring, 2, 2, 3, first=2, scale=2.0),
+        "ring of 1": split(lambda: ring(1), 2, 1),
+        "ring, refusals": refusals(ring),
+        "ring, branches": branches(ring),
+        "ring, reused": reused(ring),
+        "ring, aliased": aliased(ring),
+        "ring, counts": counts(subject.WindowKVCache, 100),
+    }
