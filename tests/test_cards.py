@@ -21,9 +21,14 @@ MOST_NUMBERS = 48
 def test_the_first_card_can_be_worked_by_hand(kata, mistake, judge):
     path = Path(f"practice/{kata}.py")
     verdict = judge.judge(kata, path, wrong_source(kata, mistake), seed=1, likeness=False).verdict
+    if verdict.outcome == "timed_out":  # processes that wait for each other: there is no input to shrink
+        assert "waits in" in verdict.message
+        assert verdict.line
+        return
+    assert verdict.cards, (verdict.outcome, verdict.message)
     card = verdict.cards[0]
     assert card.sentence.endswith("."), "the claim is a sentence"
-    assert card.why.startswith("Catches "), "it says what it is there for"
+    assert "Catches " in card.why, "it says what it is there for"
     assert card.message
     assert not card.flaky
     assert card.got or card.line, "it says what came out, or the line that raised"

@@ -3,6 +3,8 @@ time, and nothing is left running."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import textwrap
 import time
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dojo.places import room_file
+from dojo.places import ROOT, room_file
 
 REFERENCE = room_file("reference", "softmax").read_text(encoding="utf-8")
 PATH = Path("/somewhere/practice/softmax.py")
@@ -272,6 +274,16 @@ def test_a_forged_verdict_is_not_believed(judge):
         f"import os\nfor fd in range(3, 50):\n    try: os.write(fd, b'{forged}\\n')\n    except OSError: pass\nos._exit(0)"
     )
     assert judged(judge, source)[0].outcome == "crashed"
+
+
+def test_importing_the_compiler_is_no_tampering():
+    """Ordinary calls of torch import it, and it replaces torch.manual_seed."""
+    code = (
+        "from dojo.judge import claims, guard; claims.claims('softmax'); seal = guard.seal('softmax');"
+        "import torch._dynamo; print(seal.broken())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_where_fork_is_unsafe_children_are_spawned(monkeypatch, elsewhere):

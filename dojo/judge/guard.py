@@ -184,6 +184,10 @@ class Seal:
         return names
 
 
+LATE = frozenset({(torch, "manual_seed")})
+"""What torch itself replaces when its compiler is imported, which an ordinary call can bring about."""
+
+
 def _counts(value: Any) -> bool:
     return callable(value) or isinstance(value, (property, staticmethod, classmethod))
 
@@ -192,7 +196,7 @@ def _callables(space: Any) -> dict[str, tuple[Any, types.CodeType | None]]:
     return {
         name: (value, value.__code__ if isinstance(value, types.FunctionType) else None)
         for name, value in list(vars(space).items())
-        if _counts(value)
+        if _counts(value) and (space, name) not in LATE
     }
 
 
