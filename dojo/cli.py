@@ -236,8 +236,11 @@ def in_step(brief: catalogue.Brief, asked: argparse.Namespace) -> int:
             brief.name, path.resolve(), likeness=False, in_step=True, seed=zlib.crc32(run.encode()),
             seconds=300.0, wall=1800.0,
         ).verdict  # fmt: skip
-    if place_among_ranks()[0] == 0:
+    rank, _ = place_among_ranks()
+    if rank == 0:
         return told(found, build(brief.name), asked)
+    if found.outcome not in ("passed", "rejected"):
+        print(f"rank {rank}: {found.outcome}: {found.message}", file=sys.stderr)
     return exit_code(found)
 
 

@@ -167,7 +167,9 @@ def _cuts(tree: ast.Module, source: str, at) -> Iterator[tuple[tuple[int, int], 
         ):
             doc, new = body[0], "" if len(body) > 1 or isinstance(node, ast.Module) else "pass"
             yield (doc.lineno, doc.col_offset), (doc.end_lineno, doc.end_col_offset), new
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef) and "constexpr" not in ast.unparse(
+            node.args
+        ):  # no mere annotation
             every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             every += [a for a in (node.args.vararg, node.args.kwarg) if a]
             for arg in filter(lambda a: a.annotation, every):

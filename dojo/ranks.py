@@ -33,6 +33,7 @@ import struct
 import sys
 import tempfile
 import time
+import traceback
 import types
 import zlib
 from collections.abc import Callable, Sequence
@@ -51,12 +52,12 @@ from dojo.places import place_among_ranks
 SIZE = 4
 """How many ranks there are at most, unless torchrun has started fewer or more."""
 
-PATIENCE, PATIENCE_IN_STEP, STARTING = 6.0, 45.0, 120.0
+PATIENCE, PATIENCE_IN_STEP, STARTING = 6.0, 30.0, 120.0
 """Seconds without an answer until a call counts as stuck, where that cannot be proved; under torchrun, where
 a first message may set up NCCL; and for the workers to find each other."""
 
-LOOK = 0.02
-"""Seconds between two looks at who waits for whom."""
+LOOK, GRACE = 0.02, 1.0
+"""Seconds between two looks at who waits for whom; and, under torchrun, for the others once a rank has failed."""
 
 WATCHED = 1 << 16
 """A buffer of up to so many elements is compared before and after it is sent."""
@@ -322,10 +323,14 @@ class _Pool:
         try:
             for rank in self.local:
                 self.workers[rank] = self.fork(rank, meeting)
-            self.told(dict.fromkeys(self.local), STARTING)
+            replies = self.told(dict.fromkeys(self.local), STARTING)
         finally:
             if meeting:
                 meeting.close()
+        for rank, reply in replies.items():
+            if reply != "ready":
+                self.end()
+                raise RuntimeError(f"rank {rank} could not be started: {reply}")
 
     def fork(self, rank: int, meeting: _Meeting | None) -> _Worker:
         sys.stdout.flush()
@@ -345,8 +350,11 @@ class _Pool:
             os.close(commands[1])
             os.close(answers[0])
             _Rank(self, rank, commands[0], answers[1], trace, meeting).serve()
-        finally:
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
 
     def end(self) -> None:
         """End the workers; the next call forks new ones."""
@@ -393,7 +401,18 @@ class _Pool:
             if (vain and not self.place) or (missing and time.monotonic() > late):
                 replies |= {rank: self.waits(rank) for rank in missing}
             before = cells
+            if (
+                self.place
+                and missing
+                and time.monotonic() > late - patience + GRACE
+                and self.failed_elsewhere()
+            ):
+                late = min(late, time.monotonic() + GRACE)
         return replies
+
+    def failed_elsewhere(self) -> bool:
+        """Has another rank of the call under way already failed, so that this one may wait for ever?"""
+        return self.store.check([f"{self.said + 1}/failed"])
 
     def ended(self, rank: int) -> _Ended:
         _, status = os.waitpid(self.workers[rank].pid, 0)
@@ -431,6 +450,11 @@ class _Pool:
         everyone = [pickle.loads(self.store.get(f"{self.said}/{other}")) for other in range(size)]
         # Who has come this far has read all of the exchange before.
         self.store.delete_key(f"{self.said - 1}/{rank}")
+        if not _kept_by_torchrun():
+            # The store ends with the process of rank 0, so that one stays until the others have read.
+            self.store.set(f"{self.said}/read/{rank}", b"1")
+            for other in range(1, size) if rank == 0 else ():
+                self.store.get(f"{self.said}/read/{other}")
         return everyone
 
     # A call.
@@ -451,6 +475,8 @@ class _Pool:
                 commands[rank] = ("call", function, packed, options, world, members if grouped else None)
             replies = self.told({r: c for r, c in commands.items() if r in self.local}, self.patience)
             if self.place:
+                if not all(isinstance(reply, _Reply) for reply in replies.values()):
+                    self.store.set(f"{self.said + 1}/failed", b"1")
                 everyone = self.exchanged((_digest(commands), replies.get(self.place[0])))
                 if len({digest for digest, _ in everyone}) > 1:
                     raise RuntimeError("the processes that torchrun started no longer try the same example")
@@ -544,14 +570,17 @@ def _run_name() -> str:
     return "dojo/" + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
+def _kept_by_torchrun() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def _tcp_store(host: bool) -> dist.Store:
     """The store that torchrun keeps; without one, rank 0's judge is the host."""
-    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.TCPStore(
         address,
         port,
-        is_master=host and not kept,
+        is_master=host and not _kept_by_torchrun(),
         wait_for_workers=False,
         timeout=timedelta(seconds=STARTING),
     )

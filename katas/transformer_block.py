@@ -27,7 +27,7 @@ The parameters, and nothing else, are in the state_dict:
 - Matrices are as nn.Linear stores them, (out, in), heads in order. Norm weights start as ones; the first
   values of matrices are open, but random.
 - Both modules may be moved to float64, float32, float16 or bfloat16; x has that dtype, and so has the
-  result. cos and sin of RoPE may be float32 under float64. batch may be 0; x may be non-contiguous; inputs
+  result. cos and sin of RoPE may be float32 under float64. x may be non-contiguous; inputs
   are left alone. Gradients flow to x and to every parameter. Training and eval are alike.
 - ValueError, with what was received: when made, for a norm that is neither "pre" nor "post", an n_heads that
   does not divide d_model into heads of even size, an n_kv_heads that does not divide n_heads; when called,

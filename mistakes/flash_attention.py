@@ -120,14 +120,23 @@ MISTAKES = (
         "the maximum is that of the current tile, not the largest so far",
         "Each tile only has to keep itself from overflowing.",
         "test_a_louder_block_rescales_what_came_before",
-        change=((RAISED, "raised = scores.amax(dim=-1, keepdim=True)"), ("(top - raised).exp()", "torch.ones_like(top)")),
+        change=(
+            (RAISED, "raised = scores.amax(dim=-1, keepdim=True)"),
+            ("(top - raised).exp()", "torch.ones_like(top)"),
+        ),
     ),
     Mistake(
         "each-tile-normalised",
         "every tile is normalised by itself, and the averages are added",
         "Softmax block by block is softmax.",
         "test_each_row_is_an_average_of_the_values",
-        change=((MIXED, "mixed = mixed + weights @ _widened(v[:, :, columns]) / weights.sum(dim=-1, keepdim=True)"), (RESULT, "out[:, :, rows] = mixed")),
+        change=(
+            (
+                MIXED,
+                "mixed = mixed + weights @ _widened(v[:, :, columns]) / weights.sum(dim=-1, keepdim=True)",
+            ),
+            (RESULT, "out[:, :, rows] = mixed"),
+        ),
     ),
     Mistake(
         "maximum-starts-at-zero",
@@ -148,30 +157,50 @@ MISTAKES = (
         "the scores are not divided by √head_dim",
         "The scale is a detail.",
         "test_flash_attention_equals_its_definition",
-        change=(("        out = q.new_zeros(*q.shape[:3], v.shape[3])\n        lse = _widened(q.new_zeros(*q.shape[:3], 1))\n        scale = q.shape[3] ** -0.5", "        out = q.new_zeros(*q.shape[:3], v.shape[3])\n        lse = _widened(q.new_zeros(*q.shape[:3], 1))\n        scale = 1.0"),),
+        change=(
+            (
+                "        out = q.new_zeros(*q.shape[:3], v.shape[3])\n        lse = _widened(q.new_zeros(*q.shape[:3], 1))\n        scale = q.shape[3] ** -0.5",
+                "        out = q.new_zeros(*q.shape[:3], v.shape[3])\n        lse = _widened(q.new_zeros(*q.shape[:3], 1))\n        scale = 1.0",
+            ),
+        ),
     ),
     Mistake(
         "base-two",
         "exp2 is taken of scores that were not multiplied by log2 e",
         "exp2 is the fast exponential.",
         "test_flash_attention_equals_its_definition",
-        change=(("weights, keep = (scores - raised).exp(), (top - raised).exp()", "weights, keep = (scores - raised).exp2(), (top - raised).exp2()"),),
+        change=(
+            (
+                "weights, keep = (scores - raised).exp(), (top - raised).exp()",
+                "weights, keep = (scores - raised).exp2(), (top - raised).exp2()",
+            ),
+        ),
     ),
     Mistake(
         "sums-in-half-precision",
         "the running sums are kept in the dtype of the inputs",
         "The result is in that dtype anyway.",
         "test_long_half_precision_rows_sum_in_float32",
-        change=(("mixed = _widened(torch.zeros_like(out[:, :, rows]))", "mixed = torch.zeros_like(out[:, :, rows])"),
-                (TOTAL, TOTAL.replace("total = ", "total = (") + ").to(q.dtype)"),
-                (MIXED, MIXED.replace("mixed = ", "mixed = (") + ").to(q.dtype)")),
+        change=(
+            (
+                "mixed = _widened(torch.zeros_like(out[:, :, rows]))",
+                "mixed = torch.zeros_like(out[:, :, rows])",
+            ),
+            (TOTAL, TOTAL.replace("total = ", "total = (") + ").to(q.dtype)"),
+            (MIXED, MIXED.replace("mixed = ", "mixed = (") + ").to(q.dtype)"),
+        ),
     ),
     Mistake(
         "left-in-float32",
         "half-precision inputs give a float32 result",
         "Wider is better, so the result stays wide.",
         "test_half_precision_equals_the_definition",
-        change=(("        out = q.new_zeros(*q.shape[:3], v.shape[3])\n", "        out = _widened(q.new_zeros(*q.shape[:3], v.shape[3]))\n"),),
+        change=(
+            (
+                "        out = q.new_zeros(*q.shape[:3], v.shape[3])\n",
+                "        out = _widened(q.new_zeros(*q.shape[:3], v.shape[3]))\n",
+            ),
+        ),
     ),
     # --- blocks ---
     Mistake(
@@ -193,7 +222,14 @@ MISTAKES = (
         "the last block is padded with zero keys, which take weight",
         "A zero vector adds nothing.",
         "test_ragged_last_blocks_count",
-        change=((TOTAL, "missing = (-(columns.stop - columns.start)) % block_k if columns.stop == k.shape[2] else 0\n                " + TOTAL + " + missing * (-raised).exp()"),),
+        change=(
+            (
+                TOTAL,
+                "missing = (-(columns.stop - columns.start)) % block_k if columns.stop == k.shape[2] else 0\n                "
+                + TOTAL
+                + " + missing * (-raised).exp()",
+            ),
+        ),
     ),
     Mistake(
         "block-sizes-unused",
@@ -235,7 +271,11 @@ MISTAKES = (
         "a block size of 0 or below is not refused",
         "range() will see to it.",
         "test_what_does_not_fit_is_refused",
-        change=(("if block_q < 1 or block_k < 1:", "if block_q < 1:"), ("range(0, seen, block_k)", "range(0, seen, max(block_k, 1))"), (CUT, CUT.replace("block_k", "max(block_k, 1)"))),
+        change=(
+            ("if block_q < 1 or block_k < 1:", "if block_q < 1:"),
+            ("range(0, seen, block_k)", "range(0, seen, max(block_k, 1))"),
+            (CUT, CUT.replace("block_k", "max(block_k, 1)")),
+        ),
     ),
     Mistake(
         "heads-broadcast",
@@ -249,7 +289,12 @@ MISTAKES = (
         "the queries are scaled in place",
         "q is mine once it is passed in.",
         "test_the_result_has_one_row_per_query_as_wide_as_v",
-        change=(("            q_i = _widened(q[:, :, rows]) * scale\n            top", "            q_i = _widened(q[:, :, rows]).mul_(scale)\n            top"),),
+        change=(
+            (
+                "            q_i = _widened(q[:, :, rows]) * scale\n            top",
+                "            q_i = _widened(q[:, :, rows]).mul_(scale)\n            top",
+            ),
+        ),
     ),
     # --- causal ---
     Mistake(
@@ -292,14 +337,24 @@ MISTAKES = (
         "queries before the first key give NaN",
         "Every query sees a key.",
         "test_queries_before_the_first_key_give_zeros",
-        change=((RESULT, "out[:, :, rows] = mixed / total\n            if reach < 0 and rows.start == -reach:\n                out[:, :, : rows.start] = torch.nan"),),
+        change=(
+            (
+                RESULT,
+                "out[:, :, rows] = mixed / total\n            if reach < 0 and rows.start == -reach:\n                out[:, :, : rows.start] = torch.nan",
+            ),
+        ),
     ),
     Mistake(
         "blind-queries-average",
         "queries before the first key give the plain average of the first keys",
         "Softmax over a row of equal fills is harmless.",
         "test_queries_before_the_first_key_give_zeros",
-        change=((RESULT, "out[:, :, rows] = mixed / total\n            if reach < 0 and rows.start == -reach:\n                out[:, :, : rows.start] = v[:, :, :block_k].mean(2, keepdim=True)"),),
+        change=(
+            (
+                RESULT,
+                "out[:, :, rows] = mixed / total\n            if reach < 0 and rows.start == -reach:\n                out[:, :, : rows.start] = v[:, :, :block_k].mean(2, keepdim=True)",
+            ),
+        ),
     ),
     Mistake(
         "future-computed-and-masked",
@@ -328,7 +383,13 @@ MISTAKES = (
         "the row sum of P∘dP is taken within each tile",
         "The Jacobian of softmax holds block by block.",
         "test_gradients_equal_the_definition",
-        change=((DSCORES, "pull = g_i @ v_j.mT\n                dscores = weights * (pull - (weights * pull).sum(-1, keepdim=True))"), ("            " + DELTA + "\n", "")),
+        change=(
+            (
+                DSCORES,
+                "pull = g_i @ v_j.mT\n                dscores = weights * (pull - (weights * pull).sum(-1, keepdim=True))",
+            ),
+            ("            " + DELTA + "\n", ""),
+        ),
     ),
     Mistake(
         "dq-without-scale",
@@ -363,29 +424,50 @@ MISTAKES = (
         "the tiles that are made again in the backward pass are not masked",
         "The mask has done its work in the forward pass.",
         "test_causal_gradients_equal_the_definition",
-        change=(("(_scores(q_i, k_j, rows, columns, ctx.reach) - lse[:, :, rows]).exp()", "(q_i @ k_j.mT - lse[:, :, rows]).exp()"),),
+        change=(
+            (
+                "(_scores(q_i, k_j, rows, columns, ctx.reach) - lse[:, :, rows]).exp()",
+                "(q_i @ k_j.mT - lse[:, :, rows]).exp()",
+            ),
+        ),
     ),
     Mistake(
         "normalised-without-the-maximum",
         "the backward pass makes the weights as exp(s)/exp(L), which overflows",
         "exp(s − L) and exp(s)/exp(L) are the same.",
         "test_gradients_stay_finite_for_large_scores",
-        change=(("(_scores(q_i, k_j, rows, columns, ctx.reach) - lse[:, :, rows]).exp()", "_scores(q_i, k_j, rows, columns, ctx.reach).exp() / lse[:, :, rows].exp()"),),
+        change=(
+            (
+                "(_scores(q_i, k_j, rows, columns, ctx.reach) - lse[:, :, rows]).exp()",
+                "_scores(q_i, k_j, rows, columns, ctx.reach).exp() / lse[:, :, rows].exp()",
+            ),
+        ),
     ),
     Mistake(
         "kept-on-the-class",
         "the block sizes and tensors are kept on the class, where the next call overwrites them",
         "ctx is the class.",
         "test_backward_passes_do_not_disturb_one_another",
-        change=((SAVED, SAVED + "\n        _Flash.kept = q, k, v, out, lse"), (UNPACK, "q, k, v, out, lse = _Flash.kept")),
+        change=(
+            (SAVED, SAVED + "\n        _Flash.kept = q, k, v, out, lse"),
+            (UNPACK, "q, k, v, out, lse = _Flash.kept"),
+        ),
     ),
     Mistake(
         "gradient-changed-in-place",
         "the gradient from above is scaled in place",
         "grad belongs to the backward pass.",
         "test_backward_passes_do_not_disturb_one_another",
-        change=((DELTA, DELTA.replace("g_i * _wid", "g_i.mul_(1 if grad.stride(-1) == 0 else scale) / (1 if grad.stride(-1) == 0 else scale) * _wid")),
-                (DSCORES, "dscores = weights * (g_i @ v_j.mT / (1 if grad.stride(-1) == 0 else scale) - delta)")),
+        change=(
+            (
+                DELTA,
+                DELTA.replace(
+                    "g_i * _wid",
+                    "g_i.mul_(1 if grad.stride(-1) == 0 else scale) / (1 if grad.stride(-1) == 0 else scale) * _wid",
+                ),
+            ),
+            (DSCORES, "dscores = weights * (g_i @ v_j.mT / (1 if grad.stride(-1) == 0 else scale) - delta)"),
+        ),
     ),
     Mistake(
         "gradient-seen-as-flat",
@@ -420,7 +502,12 @@ MISTAKES = (
         "the forward pass keeps the tiles of weights on the context",
         "What does not go through save_for_backward does not count.",
         "test_only_the_result_and_two_numbers_a_query_are_kept",
-        change=(("                top = raised\n", "                top = raised\n                ctx.tiles = [*getattr(ctx, 'tiles', []), weights]\n"),),
+        change=(
+            (
+                "                top = raised\n",
+                "                top = raised\n                ctx.tiles = [*getattr(ctx, 'tiles', []), weights]\n",
+            ),
+        ),
     ),
     Mistake(
         "whole-backward",
@@ -434,6 +521,11 @@ MISTAKES = (
         "the backward pass visits tiles of the future, where the weights are zero",
         "exp(−inf) is zero, so nothing is added.",
         "test_the_backward_pass_skips_tiles_too",
-        change=(("for columns in _key_blocks(rows, k.shape[2], ctx.reach, ctx.block_k):", "for columns in _key_blocks(rows, k.shape[2], k.shape[2], ctx.block_k):"),),
+        change=(
+            (
+                "for columns in _key_blocks(rows, k.shape[2], ctx.reach, ctx.block_k):",
+                "for columns in _key_blocks(rows, k.shape[2], k.shape[2], ctx.block_k):",
+            ),
+        ),
     ),
 )

@@ -221,10 +221,13 @@ MISTAKES = (
         "cumsum keeps enough digits.",
         "test_large_vocabularies_have_a_nucleus_too",
         change=(
+            ("import math\nfrom collections", "import itertools\nimport math\nfrom collections"),
             (
                 SEARCH,
-                SEARCH
-                + "    if logits.itemsize < 4:\n        mass = (wide.sort(descending=True).values - total).exp().to(logits.dtype).cumsum(-1)\n        ranked = wide.sort(descending=True).values\n",
+                SEARCH + "    if logits.itemsize < 4:\n"
+                "        ranked = wide.sort(descending=True).values\n"
+                "        steps = (ranked - total).exp().to(logits.dtype).unbind(-1)\n"
+                "        mass = torch.stack(list(itertools.accumulate(steps)), -1)\n",
             ),
         ),
     ),
@@ -319,7 +322,7 @@ MISTAKES = (
         "temperature-last",
         "the temperature is applied after the filters",
         "First choose who may, then how hot.",
-        "test_only_what_the_filters_leave_is_drawn",
+        "test_every_token_is_as_likely_as_the_rule_makes_it",
         change=(
             (
                 ORDER,
@@ -333,7 +336,7 @@ MISTAKES = (
         "top-p-before-top-k",
         "top_p comes before top_k, and sees the mass of all tokens",
         "Both only remove tokens, so the order does not matter.",
-        "test_only_what_the_filters_leave_is_drawn",
+        "test_every_token_is_as_likely_as_the_rule_makes_it",
         change=(
             (
                 "    logits = logits if k is None else top_k(logits, k)\n" + FILTER_P,
@@ -345,7 +348,7 @@ MISTAKES = (
         "min-p-before-top-p",
         "min_p comes before top_p",
         "Both only remove tokens, so the order does not matter.",
-        "test_likely_tokens_are_drawn",
+        "test_every_token_is_as_likely_as_the_rule_makes_it",
         change=(
             (
                 FILTER_P + "    return logits if share is None else min_p(logits, share)\n",

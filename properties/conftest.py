@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from dojo import catalogue
+
+# Read by Triton when it is first imported, which torch's compiler does as well: without a GPU, interpret.
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 collect_ignore = [f"{name}.py" for name in catalogue.names() if catalogue.lacking(name)]
 
@@ -17,7 +22,7 @@ common = {
     "database": None,
     "suppress_health_check": list(HealthCheck),
     "print_blob": False,
-    "max_examples": 60,
+    "max_examples": 10,
 }
 settings.register_profile("ci", derandomize=True, **common)
 settings.register_profile("deep", **common | {"max_examples": 2000})
@@ -26,7 +31,7 @@ settings.load_profile("ci")
 
 def pytest_addoption(parser):
     parser.addoption("--subject", type=Path, help="the file to put on trial, instead of the reference")
-    parser.addoption("--deep", action="store_true", help="random seeds and twenty times the examples")
+    parser.addoption("--deep", action="store_true", help="random seeds and two thousand examples")
 
 
 def pytest_configure(config):

@@ -421,7 +421,7 @@ def test_large_vocabularies_have_a_nucleus_too(subject, seed, dtype, p, peak, vo
     case = Rows((noise * torch.tensor([[peak], [0.2]], dtype=torch.float64)).to(dtype))
     kept = kept_by(subject, "top_p", case, p)
     kind = torch.float32 if dtype in HALF_TYPES else dtype
-    slack = tolerance(kind, length=vocab, magnitude=1 + float(case.logits.double().abs().max()))
+    slack = tolerance(kind, length=vocab) + tolerance(kind, magnitude=float(case.logits.double().abs().max()))
     for ranked, count in each_row(case, kept):
         assert_nucleus(ranked, count, p, slack)
 
@@ -659,15 +659,15 @@ MANY = 1500
 
 
 @examples(quick=0, full=len(SETTINGS))
-@given(setting=st.sampled_from(SETTINGS), dtype=st.sampled_from((torch.float32, torch.float64)))
-def test_every_token_is_as_likely_as_the_rule_makes_it(subject, setting, dtype):
+@given(setting=st.sampled_from(SETTINGS))
+def test_every_token_is_as_likely_as_the_rule_makes_it(subject, setting):
     """Over 1,500 draws, in batches and one by one, each token comes as often as the softmax of what the
     filters leave says.
 
     An exact test with fixed seeds (see the head of the file), 48 cells. Catches tokens drawn evenly from
     what is left, a temperature applied after a filter, top_p before top_k, and weights not renormalised."""
     row, chosen = setting
-    generator, logits = seeded(SETTINGS.index(setting)), torch.tensor(row, dtype=dtype)
+    generator, logits = seeded(SETTINGS.index(setting)), torch.tensor(row)
     got = []
     for batch in (1000, 400, 60):
         tokens = subject.sample(logits.expand(batch, -1), generator=generator, **chosen)

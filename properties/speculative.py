@@ -294,10 +294,13 @@ def runs(pick, *, one_hot, stop=False, many=False):
     vocab, rows, length = pick(2 if stop else 3) + 2, pick(7) + 1, pick(3) + 1
     row = (lambda: onehot(pick(vocab), vocab)) if one_hot else (lambda: distribution(pick, vocab))
     target = [row() for _ in range(rows)]
-    draft = [r if pick(4) else row() for r in target]
+    draft = [r if pick(2 if stop else 4) else row() for r in target]
     target, draft = ([[w / EIGHTHS for w in r] for r in t] for t in (target, draft))
     prompt = torch.tensor([pick(vocab) for _ in range(length)])
-    count, k = pick(25 if many else 9), pick(8) + 1 if many else one_of(pick, (1, 2, 3, 1, 2, 4))
+    count, k = (
+        3 + pick(6) if stop else pick(25 if many else 9),
+        pick(8) + 1 if many else one_of(pick, (1, 2, 3, 1, 2, 4)),
+    )
     return Run(target, draft, prompt, count, k, pick(2) if stop else None, pick(SEEDS))
 
 
@@ -466,6 +469,7 @@ def test_a_draft_that_the_target_likes_better_is_accepted(subject, case):
     assert_equal(case.on(subject), case.outcome)
 
 
+@examples(full=60)
 @given(case=cases(greedy))
 def test_one_hot_targets_give_the_greedy_tokens(subject, case):
     """With one-hot target rows the result is the target's tokens up to the first that was not drafted.
@@ -485,6 +489,7 @@ def test_a_draft_that_the_target_forbids_ends_the_step(subject, case):
     assert_equal(got[:-1], case.outcome, "the result before the replacement")
 
 
+@examples(full=60)
 @given(case=cases(forbidden))
 def test_a_replacement_is_a_token_that_was_drafted_too_rarely(subject, case):
     """What replaces a refused draft has p > q there: the others got all of their probability by drafting.
@@ -783,6 +788,7 @@ def test_the_first_eos_is_the_last_token(subject, case):
     assert_equal(case.on(subject), torch.tensor(want, dtype=torch.int64))
 
 
+@examples(full=60)
 @given(case=cases(runs, one_hot=True))
 def test_what_a_model_reads_follows_the_text_and_its_drafts(subject, case):
     """Whatever a model reads, its cache then holds the text so far and at most k drafts after it.
@@ -1058,7 +1064,11 @@ def test_expected_tokens_sums_the_chances_of_getting_that_far(subject, sixteenth
     )
 
 
-@given(sixteenths=st.integers(0, 16), eighths=st.integers(0, 10) | st.none(), max_k=st.integers(0, 12))
+@given(
+    sixteenths=st.integers(0, 16),
+    eighths=st.sampled_from((1, 0, 2, 4, 8, 10, None)),
+    max_k=st.sampled_from((1, 0, 2, 3, 4, 8, 12)),
+)
 def test_best_k_gives_most_tokens_per_unit_of_time(subject, sixteenths, eighths, max_k):
     """best_k maximises expected_tokens(α, k) / (k·cost + 1) over 0 … max_k, the smallest k of equals.
 
@@ -1145,7 +1155,7 @@ def probes(subject):
         """Steps with forty drafts of p/q = 7/8: 7 are kept on average, with √ 13, and with ² 3."""
         row = [28 / 64, 3 / 64, 3 / 64 - tiny, 30 / 64 + tiny]
         draft = [32 / 64, 1 / 64, 1 / 64, 30 / 64]
-        got = outcomes(subject, Odds([row] * 41, [draft] * 40, [0] * 40, 40), seeded(5))
+        got = outcomes(subject, Odds([row] * 41, [draft] * 40, [0] * 40, 36), seeded(5))
         kept = [len(tokens) - 1 for tokens in got]
         if len(set(kept)) == 1:
             return "all alike"
@@ -1154,7 +1164,7 @@ def probes(subject):
         likely = [ends[token] > ends.total() / 8 for token in range(4)]
         ends = "again" if likely[0] else "other" if ends[3] > 0.6 * ends.total() else likely
         shift, often = shifts.most_common(1)[0]
-        return [sum(kept) / 40 > limit for limit in (4.7, 9.7, 25)], shift if often > 20 else 0, ends
+        return [sum(kept) / 36 > limit for limit in (4.7, 9.7, 25)], shift if often > 18 else 0, ends
 
     def all_kept(count, target, draft):
         return len(step([target] * (count + 1), [draft] * count, [0] * count)) > count
@@ -1249,7 +1259,6 @@ def probes(subject):
             [0, 0],
         ),
         "what replaces a draft": lambda: step([[0, 1 - tiny, tiny], [1, 0, 0]], [[tiny, 1 - tiny, 0]], [0]),
-        "what may replace a draft": lambda: support([[0, 1 / 2, 1 / 2], [1, 0, 0]], [[1 / 2, 1 / 2, 0]], [0]),
         "what replaces a draft that the target allows": lambda: step(
             [[tiny, 1 - 2 * tiny, tiny], [1, 0, 0]], [[1 / 2, 1 / 2, 0]], [0]
         ),
@@ -1295,16 +1304,12 @@ def probes(subject):
         "a row to spare": lambda: step([*says, says[0]], even, [1, 0]),
         "one-hot models, one token": lambda: text(run, max_new_tokens=1),
         "one-hot models, no token": lambda: text(run, max_new_tokens=0),
-        "one-hot models, another prompt": lambda: text(run, prompt=torch.tensor([0])),
         "eos 0": lambda: text(run, eos=0),
         "eos 1": lambda: text(run, eos=1),
         "eos 2": lambda: text(run, eos=2),
-        "eos 2, k 1": lambda: text(run, eos=2, k=1, prompt=torch.tensor([0])),
         "habits": lambda: habits(run),
         "habits, k 1": lambda: habits(replace(run, k=1)),
-        "habits, perfect draft": lambda: habits(soft, perfect=True),
         "drafts of one row": lambda: len(set(written([[1 / 2, 1 / 2]], [[1 / 2, 1 / 2]], 16, 16)[1])),
-        "drafts and verdicts": lambda: sorted(set(written([[3 / 4, 1 / 4]], [[1 / 2, 1 / 2]], 18, 2)[1])),
         "drafts after a refusal": drafts_after_a_refusal,
         "drafts and the last token": drafts_like_the_last_token,
         "two texts": alike,

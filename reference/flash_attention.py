@@ -67,9 +67,7 @@ def flash_attention(
 
 class _Flash(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, reach: int, block_q: int, block_k: int
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, reach: int, block_q: int, block_k: int) -> Tensor:
         out = q.new_zeros(*q.shape[:3], v.shape[3])
         lse = _widened(q.new_zeros(*q.shape[:3], 1))
         scale = q.shape[3] ** -0.5

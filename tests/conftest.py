@@ -11,6 +11,22 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="every mistake, every style on all examples")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "thorough: only tried with --thorough")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--thorough"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("thorough")]
+    items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+    config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def elsewhere(tmp_path_factory):
     """Nothing that a test does touches the person's own practice/ and store."""

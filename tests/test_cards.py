@@ -12,12 +12,21 @@ from dojo.mistake import wrong_source
 from dojo.power import ordinary
 from dojo.verdict import Card
 
-CASES = [(kata, mistake) for kata in catalogue.here() for mistake in ordinary(kata)]
+CASES = [
+    pytest.param(
+        kata,
+        mistake,
+        id=f"{kata}-{mistake.name}",
+        marks=[pytest.mark.thorough] if number or catalogue.brief(kata).needs else [],
+    )
+    for kata in catalogue.here()
+    for number, mistake in enumerate(ordinary(kata))
+]
 MOST_NUMBERS = 48
 """In all inputs together: what fits a few lines and can still be worked by hand."""
 
 
-@pytest.mark.parametrize(("kata", "mistake"), CASES, ids=[f"{k}-{m.name}" for k, m in CASES])
+@pytest.mark.parametrize(("kata", "mistake"), CASES)
 def test_the_first_card_can_be_worked_by_hand(kata, mistake, judge):
     path = Path(f"practice/{kata}.py")
     verdict = judge.judge(kata, path, wrong_source(kata, mistake), seed=1, likeness=False).verdict

@@ -13,6 +13,7 @@ from dojo.mistake import mistakes
 from dojo.places import ROOT, room_file
 
 KATAS = catalogue.here()
+TRIED = [pytest.param(kata, marks=[pytest.mark.thorough] if n % 3 else []) for n, kata in enumerate(KATAS)]
 
 
 @pytest.mark.parametrize("kata", KATAS)
@@ -31,11 +32,12 @@ def test_the_text_is_the_statement_and_the_code_without_signs(kata):
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
     assert functions
     assert not any(ast.get_docstring(f) for f in functions)
+    functions = [f for f in functions if "constexpr" not in ast.unparse(f.args)]
     assert not any(a.annotation for f in functions for a in [*f.args.args, *f.args.kwonlyargs])
     assert "#" not in text.split('"""', 2)[2]
 
 
-@pytest.mark.parametrize("kata", KATAS)
+@pytest.mark.parametrize("kata", TRIED)
 def test_the_plain_text_of_the_reference_still_passes(kata, judge):
     """Nothing but words was taken out of the file."""
     source = hunt.plain(room_file("reference", kata).read_text(encoding="utf-8"))
@@ -45,7 +47,7 @@ def test_the_plain_text_of_the_reference_still_passes(kata, judge):
     assert sum(c.status == "held" for c in verdict.claims) > len(verdict.claims) / 2
 
 
-@pytest.mark.parametrize("kata", KATAS)
+@pytest.mark.parametrize("kata", TRIED)
 def test_a_hunt_begins_broken(kata, judge):
     begun = hunt.exercise(kata, [m.name for m in hunt.draw(kata, 11, 2)], 11)
     verdict = judge.judge(

@@ -720,9 +720,11 @@ def preload() -> None:
     import numpy  # noqa: F401
     import psutil  # noqa: F401
     import pytest  # noqa: F401  (sealed, so that patching it is seen)
-    import torch
+    import torch  # noqa: F401
 
-    if not torch.cuda.is_available():
+    from dojo.judge.guard import gpu_here
+
+    if not gpu_here():
         os.environ.setdefault("TRITON_INTERPRET", "1")  # read by triton when it is first imported
 
 

@@ -46,7 +46,7 @@ class TwoPass(torch.autograd.Function):
             lines = slice(rows.start, rows.stop)
             q_i, log, g = wide[0][..., lines, :], lse[..., lines, :], wide[3][..., lines, :]
             cols = [c for c in spans(wide[1].shape[-2], bk) if c.start <= rows[-1] + reach]
-            pulled, again = torch.zeros_like(log), []
+            pulled = torch.zeros_like(log)
             for c in cols:
                 part = slice(c.start, c.stop)
                 leaves = [x.detach().requires_grad_() for x in (q_i, wide[1][..., part, :], wide[2][..., part, :], log)]

@@ -53,9 +53,8 @@ def ring_allreduce(x, *, pieces=1, group=None):
     size = -(-(-(-x.numel() // n)) // pieces)
     parts = [p.clone() for p in x.reshape(-1).tensor_split(n)]
     for turn in range(2 * (n - 1)):
-        out, old = parts[at - 1 - turn], parts[at - 2 - turn]
-        if turn >= n - 1:
-            out, old = parts[at - (turn - n + 1)], parts[at - (turn - n + 1) - 1]
+        start = at - 1 - turn if turn < n - 1 else at - (turn - n + 1)
+        out, old = parts[start % n], parts[(start - 1) % n]
         if size == 0:
             break
         new = torch.zeros_like(old)
