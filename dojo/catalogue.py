@@ -58,8 +58,8 @@ class Brief:
     ``lines`` counts logical lines of code (see ``dojo.rules``); None means no limit. ``forbidden``
     are names of torch operations, however they are reached; ``forbidden_imports`` are modules;
     ``builds_on`` are the references that the kata may import; ``allows`` are guarded modules
-    (``threading``, ``ctypes`` …) that this kata needs. ``wall`` and ``memory_gb`` bound a trial. ``needs``
-    are modules beyond the suite's own (``triton``) without which it cannot be practised. ``hunt_leaves``
+    (``threading``, ``ctypes`` …) that this kata needs. ``wall`` and ``memory_gb`` bound a trial,
+    ``seconds`` one claim. ``needs`` are modules beyond the suite's own (``triton``) without which it cannot be practised. ``hunt_leaves``
     are functions, methods and classes that a bug hunt leaves to be written, for the parts after the first,
     and ``hunt_bugs`` is how many it plants unless told otherwise.
     """
@@ -81,6 +81,7 @@ class Brief:
     follow_ups: tuple[FollowUp, ...] = ()
     sources: tuple[str, ...] = ()
     wall: float = 60.0
+    seconds: float = 10.0
     memory_gb: float = 2.0
     path: Path = field(default=Path(), compare=False)
 

@@ -44,6 +44,11 @@ STYLES = [
     for kata in KATAS
     for n, path in enumerate(styles(kata))
 ]
+SLOW_PROBES = ("flash_attention", "gpt", "transformer_block", "speculative", "moe", "paged_kv")
+PROBED = [
+    pytest.param(kata, marks=[pytest.mark.thorough] if costly(kata) or kata in SLOW_PROBES else [])
+    for kata in KATAS
+]
 CHEAP = [pytest.param(kata, marks=[pytest.mark.thorough] if costly(kata) else []) for kata in KATAS]
 
 
@@ -138,7 +143,7 @@ def left_for_later(kata):
     return {claim.name for claim in claims(kata) if not claim.count("quick")}
 
 
-@pytest.mark.parametrize("kata", CHEAP)
+@pytest.mark.parametrize("kata", PROBED)
 def test_the_probes_tell_every_mistake_from_the_others_and_from_the_reference(kata):
     """So each is recognised while it is in the catalogue, and taken for no other when it is not."""
     from dojo.judge.likeness import agree, traces

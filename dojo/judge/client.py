@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import tempfile
@@ -153,4 +154,6 @@ class Judge:
             return "the judge was closed"
         self._log.seek(0)
         said = self._log.read().decode(errors="replace").strip().splitlines()
-        return "the judge could not run: " + (said[-1] if said else f"exit code {self._process.poll()}")
+        errors = [line for line in said if re.match(r"[\w.]+(Error|Exception|Exit|Interrupt)\b", line)]
+        last = (errors or said or [f"exit code {self._process.poll()}"])[-1]
+        return f"the judge could not run: {last}"

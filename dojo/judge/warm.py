@@ -67,7 +67,7 @@ class Request:
     likeness: bool = True
     without: tuple[str, ...] = ()
     examples: dict[str, list[str]] = field(default_factory=dict)
-    seconds: float = 10.0
+    seconds: float | None = None
     wall: float | None = None
     in_step: bool = False
 
@@ -174,6 +174,7 @@ class Trial:
     def __init__(self, request: Request, say: Callable[..., None], start: Callable[[Child], None]):
         self.request, self.say, self.start = request, say, start
         self.brief = catalogue.brief(request.kata)
+        self.seconds = request.seconds or self.brief.seconds
         self.asked = [claim for part in self.brief.parts[: request.parts] for claim in part.claims]
         self.nonce = secrets.token_hex(16)
         self.began = time.monotonic()
@@ -232,7 +233,7 @@ class Trial:
         task = Task(
             request.kata, request.path, request.source, self.names, stages, self.nonce, queue=self.queue,
             seed=request.seed, cards=request.cards, stop_at_first=request.stop_at_first,
-            examples=request.examples, seconds=request.seconds, wall=request.wall or self.brief.wall,
+            examples=request.examples, seconds=self.seconds, wall=request.wall or self.brief.wall,
             in_step=request.in_step,
         )  # fmt: skip
         spawn = {"main": "child", "task": dataclasses.asdict(task)}
@@ -255,7 +256,7 @@ class Trial:
     def add(self, child: Child) -> None:
         self.children[child.role] = child
         child.phase = "load"
-        child.deadline = time.monotonic() + self.request.seconds + (0 if FORKS else 30)
+        child.deadline = time.monotonic() + self.seconds + (0 if FORKS else 30)
         self.start(child)
 
     # --- events from the children ---------------------------------------------------------------
@@ -273,13 +274,13 @@ class Trial:
             handler(child, **event)
 
     def on_loading(self, child: Child) -> None:
-        child.deadline = time.monotonic() + self.request.seconds
+        child.deadline = time.monotonic() + self.seconds
 
     def on_claim(self, child: Child, claim: str, stage: str, status: str, **found: Any) -> None:
         from dojo.judge.child import FULL_PATIENCE
 
         child.phase = "claim"
-        patience = self.request.seconds * (FULL_PATIENCE if stage == "full" else 1)
+        patience = self.seconds * (FULL_PATIENCE if stage == "full" else 1)
         child.deadline = time.monotonic() + patience
         child.running = claim if status == "running" else ""
         if status == "running":
@@ -314,7 +315,7 @@ class Trial:
                 self.run_child("second", "full")
 
     def on_card(self, child: Child, card: dict[str, Any], example: str | None) -> None:
-        child.deadline = time.monotonic() + self.request.seconds
+        child.deadline = time.monotonic() + self.seconds
         child.phase = "card"
         self.cards[card["claim"]] = Card(**card)
         if example:
@@ -374,7 +375,7 @@ class Trial:
             else doing.get(child.phase, "")
         )
         if child.killed == "timed out":
-            late = f"no answer within {self.request.seconds:g} s {where}".strip()
+            late = f"no answer within {self.seconds:g} s {where}".strip()
             self.end("timed_out", child, message=late, line=line, text=text, claim=child.running)  # fmt: skip
             return
         status = child.status or 0
