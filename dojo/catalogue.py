@@ -59,9 +59,9 @@ class Brief:
     are names of torch operations, however they are reached; ``forbidden_imports`` are modules;
     ``builds_on`` are the references that the kata may import; ``allows`` are guarded modules
     (``threading``, ``ctypes`` …) that this kata needs. ``wall`` and ``memory_gb`` bound a trial,
-    ``seconds`` one claim. ``needs`` are modules beyond the suite's own (``triton``) without which it cannot be practised. ``hunt_leaves``
-    are functions, methods and classes that a bug hunt leaves to be written, for the parts after the first,
-    and ``hunt_bugs`` is how many it plants unless told otherwise.
+    ``seconds`` one claim. ``needs`` are modules beyond the suite's own (``triton``) without which it cannot
+    be practised. ``hunt_leaves`` are functions, methods and classes that a bug hunt leaves to be written, for
+    the parts after the first, and ``hunt_bugs`` is how many it plants unless told otherwise.
     """
 
     name: str
