@@ -229,7 +229,7 @@ def in_step(brief: catalogue.Brief, asked: argparse.Namespace) -> int:
     if not path.is_file():
         raise Refused(f"there is no {shown(path)} yet")
     # The first to leave with another code than 0 has torchrun end the others: let them come to their own end.
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(25))
     run = f"{os.environ.get('TORCHELASTIC_RUN_ID')} {os.environ['MASTER_PORT']}"
     with Judge() as judge:
         found = judge.judge(

@@ -522,16 +522,16 @@ class _Pool:
 
 
 def fail_if_needed(replies: dict[int, Any], world: int, path: str) -> None:
-    """Raise what the replies call for: first what was raised, then what ended, then what waits."""
-    for rank in sorted(replies):
-        reply, who = replies[rank], f"rank {rank} of {world}"
-        if isinstance(reply, _Raised):
-            raise _rebuilt(reply, who, path)
+    """Raise what the replies call for: first what ended (the others then lose their connection), then what was
+    raised, then what waits."""
     for rank in sorted(replies):
         reply, who = replies[rank], f"rank {rank} of {world}"
         if isinstance(reply, _Ended):
             at = f", line {reply.line}" if reply.line else ""
             raise Mismatch(f"{who} {reply.how}{at}") from _placed(RuntimeError(reply.how), path, reply.line)
+    for rank in sorted(replies):
+        if isinstance(replies[rank], _Raised):
+            raise _rebuilt(replies[rank], f"rank {rank} of {world}", path)
     waiting = [(rank, reply) for rank, reply in sorted(replies.items()) if isinstance(reply, _Waits)]
     if waiting:
         told = [
