@@ -276,6 +276,42 @@ def test_a_forged_verdict_is_not_believed(judge):
     assert judged(judge, source)[0].outcome == "crashed"
 
 
+def test_the_judge_needs_nothing_but_the_plain_install():
+    """Whoever follows README's first command has none of the extras."""
+    extras = (
+        "pytest",
+        "_pytest",
+        "xdist",
+        "beartype",
+        "jsonschema",
+        "tiktoken",
+        "tokenizers",
+        "regex",
+        "transformers",
+    )
+    code = f"""
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {extras}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in {extras} else found(name, package)
+from dojo import catalogue
+from dojo.judge import claims, warm
+warm.preload()
+for kata in catalogue.here():
+    claims.claims(kata)
+    importlib.import_module("reference." + kata)
+    importlib.import_module("mistakes." + kata)
+print("all there")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stdout.strip().endswith("all there"), done.stderr[-2000:]
+
+
 def test_importing_the_compiler_is_no_tampering():
     """Ordinary calls of torch import it, and it replaces torch.manual_seed."""
     code = (

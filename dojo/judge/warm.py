@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -720,8 +721,10 @@ def preload() -> None:
     import jaxtyping  # noqa: F401
     import numpy  # noqa: F401
     import psutil  # noqa: F401
-    import pytest  # noqa: F401  (sealed, so that patching it is seen)
     import torch  # noqa: F401
+
+    if importlib.util.find_spec("pytest"):  # only the tests need it; where it is, patching it is seen
+        importlib.import_module("pytest")
 
     from dojo.judge.guard import gpu_here
 
