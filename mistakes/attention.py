@@ -314,9 +314,7 @@ MISTAKES = (
         "shapes that do not fit broadcast in silence, or fail inside a matrix product",
         "The matrix product complains by itself.",
         "test_shapes_that_do_not_fit_are_refused",
-        change=(
-            ("    if not (sizes_agree and", "    if False and not (sizes_agree and"),
-        ),
+        change=(("    if not (sizes_agree and", "    if False and not (sizes_agree and"),),
     ),
     Mistake(
         "always-float32",
@@ -802,5 +800,12 @@ MISTAKES = (
         "The dtype that comes in is the dtype to compute in.",
         "test_long_half_precision_rows_sum_in_float32",
         define=(("attention", running_sums),),
+    ),
+    Mistake(
+        "fill-of-minus-a-million",
+        "hidden scores are set to −1e6, which a visible score may be too",
+        "A million is as good as infinity.",
+        "test_hidden_keys_never_matter_beside_scores_of_minus_a_million",
+        change=(("torch.finfo(scores.dtype).min", "-1e6"),),
     ),
 )

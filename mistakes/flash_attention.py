@@ -528,4 +528,13 @@ MISTAKES = (
             ),
         ),
     ),
+    Mistake(
+        "log-sum-exp-in-half-precision",
+        "the log-sum-exp is rounded to the dtype of the inputs before it is kept",
+        "What is saved for the backward pass may be as small as what came in.",
+        "test_loud_rows_keep_their_gradients_in_half_precision",
+        change=(
+            ("lse[:, :, rows] = top + total.log()", "lse[:, :, rows] = (top + total.log()).to(q.dtype)"),
+        ),
+    ),
 )

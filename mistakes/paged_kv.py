@@ -1081,4 +1081,11 @@ MISTAKES = (
         "test_as_many_ids_as_tokens",
         change=(("        if tokens is not None and len(tokens) != k.shape[1]:\n", "        if False:\n"),),
     ),
+    Mistake(
+        "a-byte-of-the-past",
+        "only the first byte of a block's key goes into the key of the next",
+        "Any part of a good hash is a good hash.",
+        "test_a_block_is_found_after_its_own_past_only",
+        change=(("return hashlib.sha256(digest + array(", "return hashlib.sha256(digest[:1] + array("),),
+    ),
 )

@@ -393,4 +393,31 @@ MISTAKES = (
             ),
         ),
     ),
+    Mistake(
+        "two-pieces-by-default",
+        "a chunk is cut in two although nobody asked for pieces",
+        "A little overlap never hurts.",
+        "test_a_chunk_travels_whole_unless_told_otherwise",
+        change=(
+            (
+                '    x: Shaped[Tensor, "*shape"], *, pieces: int = 1, group: ProcessGroup',
+                '    x: Shaped[Tensor, "*shape"], *, pieces: int = 2, group: ProcessGroup',
+            ),
+        ),
+    ),
+    Mistake(
+        "integers-as-doubles",
+        "64-bit integers pass through float64, which holds 53 bits",
+        "A double holds any integer.",
+        "test_large_integers_are_exact",
+        change=(
+            (
+                COPY,
+                COPY.replace(
+                    "x.detach()",
+                    "(x.detach().double().to(x.dtype) if x.dtype == torch.int64 else x.detach())",
+                ),
+            ),
+        ),
+    ),
 )

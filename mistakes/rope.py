@@ -547,4 +547,11 @@ MISTAKES = (
         "test_positions_of_another_shape_are_refused",
         change=(("if positions.shape not in ((time,), (batch, time)):", "if positions.ndim > 2:"),),
     ),
+    Mistake(
+        "positions-in-the-dtype-of-x",
+        "positions pass through the dtype of x, so that bfloat16 confuses those beyond 256",
+        "Everything that meets x has to have its dtype.",
+        "test_large_positions_are_exact",
+        change=(("return positions.long()", "return positions.to(x.dtype).long()"),),
+    ),
 )

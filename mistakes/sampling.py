@@ -526,4 +526,16 @@ MISTAKES = (
             ),
         ),
     ),
+    Mistake(
+        "share-softened-with-the-temperature",
+        "below a temperature of 1, min_p is raised to the power of 1/temperature along with the probabilities",
+        "The threshold has to be as sharp as the distribution.",
+        "test_shares_are_those_after_the_temperature",
+        change=(
+            (
+                "return logits if share is None else min_p(logits, share)",
+                "return logits if share is None else min_p(logits, share ** max(1.0, 1 / t))",
+            ),
+        ),
+    ),
 )

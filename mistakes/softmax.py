@@ -202,6 +202,27 @@ MISTAKES = (
             ("-likelihood.mean()", "-likelihood.sum() / kept.sum()"),
         ),
     ),
+    Mistake(
+        "nothing-costs-nothing",
+        "the number of kept targets is held at 1 or more, so that a batch without any has loss 0",
+        "A division by zero is an accident to be avoided.",
+        "test_the_mean_over_no_target_is_nan",
+        change=(
+            ("return -likelihood.mean().to(", "return (-likelihood.sum() / kept.sum().clamp(min=1)).to("),
+        ),
+    ),
+    Mistake(
+        "infinite-loss-made-finite",
+        "an infinite loss is replaced by a large finite one",
+        "inf in a loss is always a bug.",
+        "test_a_target_that_cannot_be_costs_infinity",
+        change=(
+            (
+                "return -likelihood.mean()",
+                "likelihood = likelihood.nan_to_num(neginf=-1e4)\n    return -likelihood.mean()",
+            ),
+        ),
+    ),
 )
 
 HALF = "torch sums half types in float32 by itself, so that both are within rounding"

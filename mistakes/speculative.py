@@ -970,4 +970,16 @@ MISTAKES = (
         "test_impossible_rates_and_counts_are_refused",
         define=(("expected_tokens", percent),),
     ),
+    Mistake(
+        "doubles-judged-as-floats",
+        "float64 rows are rounded to float32, in which tiny probabilities are 0",
+        "float32 is precise enough for a probability.",
+        "test_tiny_probabilities_are_compared_as_they_are",
+        change=(
+            (
+                "target, draft = _widened(target_probs), _widened(draft_probs)",
+                "target, draft = target_probs.float(), draft_probs.float()",
+            ),
+        ),
+    ),
 )

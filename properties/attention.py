@@ -434,6 +434,18 @@ def test_hidden_keys_never_matter(subject, case, place, size):
     Truth(case).agrees(attend(subject, changed)[:, :, row], rows=row)
 
 
+@given(low=st.sampled_from((1e6, 1e5)), dtype=st.sampled_from(WIDE), kind=st.sampled_from(("mask", "causal")))
+def test_hidden_keys_never_matter_beside_scores_of_minus_a_million(subject, low, dtype, kind):
+    """A hidden key gets no weight even where the keys that a query sees have scores of −1e6.
+
+    Catches a fill that is merely large: −1e4 and −1e6 are scores like any other."""
+    q, k = torch.ones(1, 1, 2, 1, dtype=dtype), torch.full((1, 1, 2, 1), -low, dtype=dtype)
+    v = torch.tensor([[[[1.0], [100.0]]]], dtype=dtype)
+    mask = torch.tensor([[True, False], [False, True]]) if kind == "mask" else None
+    case = Masked(q, k, v, mask, kind == "causal")
+    Truth(case).agrees(attend(subject, case))
+
+
 @given(case=masked(kinds=("both",)))
 def test_mask_and_causal_must_both_allow(subject, case):
     """A query sees a key only if the mask and the order of time both allow it.
@@ -682,4 +694,10 @@ def probes(subject):
         "bf16": attend(*half),
         "bf16, gradients": slopes(*half),
         "bf16, long": attend(*(x.bfloat16() for x in long)),
+        "a mask over scores of −1e6": attend(
+            torch.ones(1, 1, 1, 1),
+            torch.full((1, 1, 2, 1), -1e6),
+            torch.tensor([[[[1.0], [9.0]]]]),
+            mask=torch.tensor([True, False]),
+        ),
     }

@@ -662,6 +662,20 @@ def test_half_precision_gradients_equal_the_definition(subject, case):
     check_gradients(subject, case, upstream)
 
 
+@given(
+    dtype=st.sampled_from(HALF_TYPES), above=st.sampled_from(([1.0, 2.0], [-3.0, 1.0])), causal=st.booleans()
+)
+def test_loud_rows_keep_their_gradients_in_half_precision(subject, dtype, above, causal):
+    """Where all scores of a row lie above a hundred the gradients of half-precision inputs are as right as elsewhere.
+
+    Catches a log-sum-exp that is kept in the dtype of the inputs: bfloat16 counts whole numbers there."""
+    q = torch.full((1, 1, 2, 4), 8.0, dtype=dtype)
+    k = 8 + torch.tensor([0.0, 0.0625, 0.125, 0.0, 0.0625])[None, None, :, None].repeat(1, 1, 1, 4).to(dtype)
+    v = torch.tensor([[1.0], [-2.0], [3.0], [0.0], [2.0]])[None, None].to(dtype)
+    upstream = torch.tensor(above, dtype=dtype).reshape(1, 1, 2, 1)
+    check_gradients(subject, Case(q, k, v, 1, 2, causal), upstream)
+
+
 @examples(quick=1, full=3)
 @given(seed=SEEDS)
 def test_long_half_precision_gradients_sum_in_float32(subject, seed):
@@ -868,4 +882,9 @@ def probes(subject):
         "made by backward": measured(backward=True),
         "work": counted(),
         "work of backward": counted(backward=True),
+        "bf16, loud, gradients": slopes(
+            torch.full((1, 1, 2, 4), 8.0).bfloat16(),
+            (8 + torch.tensor([0.0, 0.0625, 0.125])[None, None, :, None].repeat(1, 1, 1, 4)).bfloat16(),
+            torch.tensor([[[[1.0], [-2.0], [3.0]]]]).bfloat16(),
+        ),
     }

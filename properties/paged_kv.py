@@ -1111,6 +1111,23 @@ def test_ids_that_look_alike_are_told_apart(subject, pair, turned, before, after
     world.check_all()
 
 
+@examples(quick=0)
+def test_a_block_is_found_after_its_own_past_only(subject):
+    """Three hundred sequences that go on alike after different beginnings are found each with its own keys.
+
+    Catches a key of a block that keeps too little of what came before it: with a byte, two of them must meet."""
+    count = 300
+    pool = subject.BlockPool(2 * count, 1, 1, 1)
+    for i in range(count):
+        kv = torch.tensor([[[float(i)], [i + 0.5]]])
+        pool.append(subject.PageTable(), kv, -kv, tokens=[i, 7])
+    for i in range(count):
+        found = pool.match_prefix([i, 7])
+        assert_equal(found.length, 2, f"the number of tokens found of [{i}, 7]")
+        want = torch.tensor([[[float(i)], [i + 0.5]]])
+        assert_equal(pool.gather(found)[0], want, f"the keys found for [{i}, 7]")
+
+
 @given(case=cases(scripts, PROMPTS, FREES, most=5, blocks=(2, 6)), n=st.integers(1, 3))
 def test_cached_blocks_are_free(subject, case, n):
     """With every table freed, the whole pool can be taken again, cached blocks and all; a cached block that
@@ -1312,6 +1329,14 @@ def probes(subject):
     k, v = torch.stack([x, x.flip(0) + 1]), torch.stack([x.flip(1), -x])
     q = torch.stack([x[:3] - 0.5, x[2:]])
 
+    def many_beginnings():
+        pool, one = subject.BlockPool(600, 1, 1, 1), torch.zeros(1, 1, 1)
+        for i in range(257):  # two of them share a byte
+            pool.append(subject.PageTable(), one + i, one, tokens=[i])
+        for i in range(257):
+            pool.append(pool.match_prefix([i]), one + 1000 + i, one, tokens=[7])
+        return [float(pool.gather(pool.match_prefix([i, 7]))[0][0, -1, 0]) for i in range(257)]
+
     def stored(dtype=torch.float64, stale=None, size=2, beside=False):
         pool, table = subject.BlockPool(12 if beside else 6, 2, size, 2, dtype=dtype), subject.PageTable()
         old, other = subject.PageTable(), subject.PageTable()
@@ -1501,4 +1526,5 @@ def probes(subject):
         "made by an append": made_by_append,
         "made by a pool": made_by_pool,
         "a list used again": reused_list,
+        "after many beginnings": many_beginnings,
     }

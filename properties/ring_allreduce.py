@@ -422,6 +422,30 @@ def test_all_reduce_leaves_buffers_alone_while_they_travel(subject, case):
     orderly(reduced(subject, case))
 
 
+@few
+@given(case=rings(worlds=LARGER + WORLDS, sizes=st.integers(8, 16)))
+def test_a_chunk_travels_whole_unless_told_otherwise(subject, case):
+    """Without pieces a rank sends at most 2(N − 1) messages that hold something, and the sum is right.
+
+    Catches another default than one piece, and chunks that are cut although nobody asked."""
+    for answer in reduced(subject, case):
+        sent = sum(m.numel > 0 for m in answer.sent)
+        most = 2 * (case.world - 1)
+        assert_true(
+            sent <= most, f"rank {answer.rank} sends {sent} messages", expected=f"at most {most}", got=sent
+        )
+
+
+@few
+@given(case=rings(sizes=st.integers(1, 6), dtypes=(torch.int64,)))
+def test_large_integers_are_exact(subject, case):
+    """Sums of 64-bit integers beyond 2^53 come out to the last digit.
+
+    Catches integers that travel, or are added, as floating point numbers."""
+    case.xs = [x * 9_007_199_254_740_993 + 1 for x in case.xs]
+    reduced(subject, case)
+
+
 @examples(quick=0, full=3)
 @given(
     case=rings(sizes=st.integers(100_000, 200_000), dtypes=FLOATS[:1], pieces=(1, 3)),
@@ -569,4 +593,11 @@ def probes(subject):
         "three pieces": lambda: asked("ring_allreduce", calls(2, 12), 2, pieces=3),
         "two pieces": lambda: asked("ring_allreduce", calls(3, 13), 3, pieces=2),
         "no pieces": lambda: asked("ring_allreduce", calls(2, 4), 2, pieces=0),
+        "large whole numbers": lambda: asked(
+            "ring_allreduce", [(torch.tensor([2**53 + 1, 3]),), (torch.tensor([2, 5]),)], 2
+        ),
+        "messages of a sum": lambda: [
+            sum(m.numel > 0 for m in a.sent)
+            for a in ranks.run(subject, "ring_allreduce", [(torch.ones(4),), (torch.ones(4),)], world=2)
+        ],
     }

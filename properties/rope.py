@@ -509,6 +509,30 @@ def test_each_sequence_has_its_own_positions(subject, case):
     untouched(before, case.tensors())
 
 
+@examples(quick=2, full=12)
+@given(
+    start=st.sampled_from((255, 2047, 257, 1021, 4097)),
+    own=st.booleans(),
+    dtype=st.sampled_from((torch.float32, torch.bfloat16, torch.float16)),
+)
+def test_large_positions_are_exact(subject, start, own, dtype):
+    """Positions in the thousands pick the rows that they name, whatever the dtype of x.
+
+    Catches positions that pass through the dtype of x: bfloat16 counts no further than 256, float16 than 2048."""
+    positions = torch.tensor([start, start + 2, start + 1])
+    angles = torch.outer(torch.arange(start + 4.0), torch.tensor([1.0, 0.5]))
+    x = torch.ones(2, 1, 3, 4, dtype=dtype)
+    case = Placed(
+        x,
+        angles.cos(),
+        angles.sin(),
+        False,
+        torch.stack([positions, positions.flip(0)]) if own else positions,
+    )
+    got = subject.apply_rope(case.x, case.cos, case.sin, case.positions)
+    agrees(got, case, case.positions)
+
+
 @given(case=rotations(), cut=st.integers(1, 3), interleaved=st.booleans())
 def test_chunks_at_their_offsets_equal_one_pass(subject, case, cut, interleaved):
     """A prompt and then token after token at their positions give what the whole sequence gives.
@@ -651,4 +675,12 @@ def probes(subject):
         "positions, negative": lambda: rope(torch.tensor([0, 1, 2, -1])),
         "positions, past the end": lambda: rope(torch.tensor([0, 1, 2, 7])),
         "positions, one for many": lambda: rope(torch.tensor([3])),
+        "positions, large": lambda: rope(
+            torch.tensor([257, 259, 258, 260]),
+            x=x.bfloat16(),
+            tables=tuple(
+                f(torch.outer(torch.arange(264.0), torch.tensor([1.0, 0.5, 0.2])))
+                for f in (torch.cos, torch.sin)
+            ),
+        ),
     }

@@ -487,6 +487,25 @@ def test_only_what_the_filters_leave_is_drawn(subject, case):
     )
 
 
+@given(
+    t=st.sampled_from((1.0, 0.5, 2.0, 0.25)),
+    share=st.sampled_from((0.5, 0.1)),
+    seed=SEEDS,
+    which=st.booleans(),
+)
+def test_shares_are_those_after_the_temperature(subject, t, share, seed, which):
+    """One token just within top_p or min_p, thirty just beyond it once the temperature has acted: only it comes.
+
+    Without the filter the thirty have most of the mass. Catches top_p and min_p on the logits as they came, or
+    with a share that is changed with the temperature."""
+    # min_p: thirty at 0.8 of the share. top_p: the likeliest has 1.2 times the share, the thirty the rest.
+    ratio = 0.8 * share if which else (1 / (1.2 * share) - 1) / 30
+    row = torch.full((31,), t * math.log(ratio), dtype=torch.float64)
+    row[0] = 0
+    case = Draw(row, {"temperature": t, "min_p" if which else "top_p": share}, seed)
+    assert_equal(drawn(subject, case), [0] * DRAWS, "the tokens")
+
+
 @examples(quick=4, full=80)
 @given(case=draws(least=2))
 def test_likely_tokens_are_drawn(subject, case):
@@ -955,6 +974,8 @@ def probes(subject):
         "sample, k then p": lambda: come(pie, top_k=3, top_p=0.75),
         "sample, t then p": lambda: come(pie, temperature=2.0, top_p=0.75),
         "sample, t then min_p": lambda: come(pie, temperature=2.0, min_p=0.4),
+        "sample, sharp t then min_p": lambda: come(pie, temperature=0.5, min_p=0.5),
+        "sample, very sharp t then min_p": lambda: come(pie, temperature=0.5, min_p=0.25),
         "sample, p then min_p": lambda: come(pie, top_p=0.7, min_p=0.3),
         "sample, p of 0": lambda: come(pie, top_p=0.0),
         "sample, rows": together,

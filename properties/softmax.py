@@ -355,6 +355,26 @@ def test_confidently_wrong_costs_the_logit_gap(subject, gap, dtype):
     assert_close(got, want, dtype=dtype, magnitude=2.0, name="the gradient")
 
 
+@given(shape=st.sampled_from(((), (1,), (3,), (2, 3))), ignore=st.sampled_from((-100, 0, 2)))
+def test_the_mean_over_no_target_is_nan(subject, shape, ignore):
+    """If every target is ignored the loss is NaN, whatever the shape of the batch.
+
+    Catches a count that is held at 1 or more, which makes a batch without targets look perfect."""
+    got = subject.cross_entropy(torch.ones(*shape, 4), torch.full(shape, ignore), ignore_index=ignore)
+    assert_close(got, torch.tensor(math.nan).double(), dtype=torch.float32, name="the loss of nothing")
+
+
+@given(vocab=st.integers(2, 5), place=st.integers(0, 4), rows=st.integers(1, 3))
+def test_a_target_that_cannot_be_costs_infinity(subject, vocab, place, rows):
+    """A target whose logit is −inf has probability 0, and −log 0 is infinite.
+
+    Catches logarithms that are clamped, or that get an ε: the worst example of all becomes a cheap one."""
+    logits, target = torch.zeros(rows, vocab, dtype=torch.float64), place % vocab
+    logits[-1, target] = -math.inf
+    got = subject.cross_entropy(logits, torch.full((rows,), target))
+    assert_close(got, torch.tensor(math.inf).double(), dtype=torch.float64, name="the loss")
+
+
 @given(case=labelled(), by=st.integers(0, 3))
 def test_bad_targets_are_refused(subject, case, by):
     """A kept target that is no class, or targets of another shape, raise ValueError.
@@ -430,4 +450,5 @@ def probes(subject):
         "loss, no such class": lambda: subject.cross_entropy(x, torch.tensor([3, 0])),
         "loss, negative class": lambda: subject.cross_entropy(x, torch.tensor([-2, 0])),
         "loss, targets of another shape": lambda: subject.cross_entropy(x, torch.tensor([0, 1, 2])),
+        "loss, a target that cannot be": lambda: subject.cross_entropy(masked, torch.tensor([1])),
     }

@@ -507,6 +507,20 @@ def test_a_replacement_is_a_token_that_was_drafted_too_rarely(subject, case):
         assert_true(token in lacking, message, expected=f"one of {lacking}", got=got)
 
 
+@given(seed=st.integers(0, SEEDS - 1), dtype=st.sampled_from(WIDE), ratio=st.sampled_from((1.0, 2.0, 1000.0)))
+def test_tiny_probabilities_are_compared_as_they_are(subject, seed, dtype, ratio):
+    """A draft of a tiny probability is accepted for certain if the target likes it as well or better.
+
+    Catches rows rounded to a narrower type, in which such a probability is 0, and an ε in p / q."""
+    tiny = 1e-60 if dtype == torch.float64 else 1e-30
+    target, draft = (
+        torch.tensor([[1, ratio * tiny], [1, 0]], dtype=dtype),
+        torch.tensor([[1, tiny]], dtype=dtype),
+    )
+    got = subject.speculative_step(target, draft, torch.tensor([1]), generator=seeded(seed))
+    assert_equal(got, torch.tensor([1, 0]))
+
+
 @given(case=cases(nearly_equal, residual=True))
 def test_a_small_residual_is_a_residual(subject, case):
     """However close the two rows are, a refused draft is replaced by a token that they differ in.
@@ -1327,4 +1341,5 @@ def probes(subject):
         "best k of few": lambda: subject.best_k(0.75, 0.125, 2),
         "best k, dear drafts": lambda: subject.best_k(0.5, 0.75, 8),
         "best k of equals": lambda: subject.best_k(0.5, 0.5, 8),
+        "a tiny probability": lambda: step([[1, 2e-60], [1, 0]], [[1, 1e-60]], [1]),
     }

@@ -74,6 +74,8 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if a.shape != b.shape or a.dtype != b.dtype:
             return False
+        if not (a.is_floating_point() or a.is_complex()):
+            return torch.equal(a, b)
         x, y = a.double(), b.double()
         finite = y[y.isfinite()].abs()
         near = NEAR[a.itemsize]
