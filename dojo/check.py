@@ -141,6 +141,18 @@ def styles(kata: str) -> list[Path]:
     return sorted((ROOT / "tests" / "accepted" / kata).glob("*.py"))
 
 
+def wrong_styles(kata: str) -> list[tuple[Path, str | None]]:
+    """Wrong answers in other styles, and the mistake that each makes; None where the catalogue lacks it."""
+    found = []
+    for path in sorted((ROOT / "tests" / "wrong" / kata).glob("*.py")):
+        first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
+        said, _, name = first.partition("mistake: ")
+        if said or not name:
+            raise ValueError(f"{path} should begin with 'mistake: NAME', and begins with {first!r}")
+        found.append((path, None if name == "-" else name))
+    return found
+
+
 def stray_files() -> Iterator[str]:
     """Files in the rooms that belong to no kata."""
     known = set(catalogue.names())

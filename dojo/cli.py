@@ -9,6 +9,7 @@ import signal
 import sys
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -436,25 +437,38 @@ def check(argv: list[str]) -> int:
         "--mistakes", action="store_true", help="the matrix: each mistake and every claim that refutes it"
     )
     parser.add_argument("--mutants", action="store_true", help="mechanical changes to the references")
+    parser.add_argument(
+        "--again", action="store_true", help="with --mutants: only those that the record says survive"
+    )
+    parser.add_argument("--names", action="store_true", help="is each mistake named, and none by another's?")
+    parser.add_argument(
+        "--styles", action="store_true", help="are right answers in other styles ever refused?"
+    )
+    parser.add_argument("--runs", type=int, default=20, metavar="N", help="with --styles: how often (20)")
     parser.add_argument("--cards", action="store_true", help="the failure cards of three ordinary mistakes")
     parser.add_argument(
-        "--write", action="store_true", help="put what either finds into docs/power and docs/judge.md"
+        "--write", action="store_true", help="put what these find into docs/power and docs/judge.md"
     )
     asked = parser.parse_args(argv)
     for name in asked.katas:
         judgeable(name)
+    if asked.runs < 1:
+        raise Refused(f"--runs {asked.runs}: at least 1 is due")
     from dojo.check import check_rooms
+    from dojo.fairness import fairness
+    from dojo.naming import naming
     from dojo.power import cards, matrix, mutation
 
     chosen = asked.katas or list(catalogue.here())
     for name in set(catalogue.names()) - set(catalogue.here()) if not asked.katas else ():
         print(f"{name:<20} left out: {' and '.join(catalogue.lacking(name))} is not installed")
     tasks = [task for task, wanted in (
-        (matrix, asked.mistakes), (mutation, asked.mutants), (cards, asked.cards)
+        (matrix, asked.mistakes), (partial(mutation, again=asked.again), asked.mutants), (naming, asked.names),
+        (partial(fairness, runs=asked.runs), asked.styles), (cards, asked.cards),
     ) if wanted]  # fmt: skip
     if not tasks:
-        if asked.write:
-            raise Refused("--write goes with --mistakes, --mutants or --cards")
+        if asked.write or asked.again:
+            raise Refused("--write and --again go with what is to be measured, such as --mutants")
         return check_rooms(chosen)
     return max(task(chosen, write=asked.write) for task in tasks)
 

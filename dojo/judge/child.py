@@ -64,6 +64,7 @@ class Task:
     seconds: float = 10.0
     wall: float = 60.0
     in_step: bool = False
+    threads: int = 1
 
 
 class Channel:
@@ -94,7 +95,7 @@ class Trial:
     def run(self) -> None:
         """The whole trial. Ends with a ``finished`` message only if nothing was cut short."""
         every = {claim.name: claim for claim in claims_.claims(self.task.kata)}
-        torch.set_num_threads(1)
+        torch.set_num_threads(self.task.threads)
         # With GPUs, far more addresses are reserved than used.
         limit_resources(2**20 if self.task.in_step else self.brief.memory_gb, self.task.wall)
         faulthandler.enable(self.trace_fd)

@@ -1,10 +1,11 @@
 """Which known mistake does a rejected file resemble?
 
 The kata's probes are run on the file, on the reference, and on the reference with each mistake planted.
-A mistake is named only if the file gives its results on every probe, and no other mistake does: a file
-that is wrong in its own way is told nothing rather than something false. This runs in a child of its own,
-beside the one that shrinks the counterexample, and only once a claim has failed; so it may read the
-reference.
+A mistake *fits* if the file gives its results on every probe on which the mistake and the reference differ.
+It is named only if the mistakes that fit explain all that the file does otherwise than the reference: a file
+that is wrong in a way of its own is told nothing rather than something false, and one that makes two known
+mistakes is told the weightier. This runs in a child of its own, beside the one that shrinks the
+counterexample, and only once a claim has failed; so it may read the reference.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import importlib
 import math
 import os
 import pickle
+import time
 import types
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +39,13 @@ for another order of summation, narrow enough to tell √d from d."""
 
 @dataclass(frozen=True)
 class Task:
-    """The file, and the mistakes to leave out of the search; without a path, only prepare."""
+    """The file, the part whose claim failed, and mistakes to leave out; without a path, only prepare."""
 
     kata: str
     path: str
     source: str
     nonce: str
+    part: int = 0
     without: tuple[str, ...] = ()
 
 
@@ -52,6 +56,7 @@ class Raised:
     name: str
 
 
+UNWRITTEN = Raised("NotImplementedError")
 Trace = dict[str, Any]
 
 
@@ -96,52 +101,108 @@ def same(a: Any, b: Any) -> bool:
         return False
 
 
-def agree(one: Trace, other: Trace) -> bool:
-    """Do two implementations give the same results, wherever both are written?"""
-    unwritten = Raised("NotImplementedError")
-    return all(same(one[k], other[k]) for k in one if unwritten not in (one[k], other[k]))
+def differing(one: Trace, other: Trace) -> frozenset[str]:
+    """The probes on which two implementations give other results, among those that both have written."""
+    return frozenset(k for k in one if UNWRITTEN not in (one[k], other[k]) and not same(one[k], other[k]))
 
 
 def module_of(kata: str, name: str, source: str) -> types.ModuleType:
     return load(Path(f"<{kata} {name}>"), source, ())
 
 
-def traces(kata: str) -> tuple[Trace, dict[str, Trace]]:
-    """The reference's results, and each mistake's by name."""
-    right = trace(
-        kata, module_of(kata, "reference", room_file("reference", kata).read_text(encoding="utf-8"))
-    )
-    return right, {
-        m.name: trace(kata, module_of(kata, m.name, wrong_source(kata, m))) for m in mistakes(kata)
-    }
+@dataclass(frozen=True)
+class Known:
+    """The reference's results, each mistake's by name, and the probes on which a mistake shows."""
+
+    right: Trace
+    wrong: dict[str, Trace]
+    shows: dict[str, frozenset[str]]
+
+    def without(self, names: Collection[str]) -> Known:
+        """The same with some mistakes taken out."""
+        return Known(self.right, {n: t for n, t in self.wrong.items() if n not in names}, self.shows)
 
 
-def remembered(kata: str) -> tuple[Trace, dict[str, Trace]]:
-    """``traces``, computed once for each state of the kata's rooms and kept beside the store."""
+def known(kata: str) -> Known:
+    """What is to be known of a kata: computed once for each state of its rooms and kept beside the store.
+
+    What an earlier process did not finish is gone on with."""
     rooms = [room_file(room, kata).read_bytes() for room in ("reference", "mistakes", "properties")]
     state = hashlib.sha256(b"\0".join([*rooms, torch.__version__.encode()])).hexdigest()[:16]
     kept = home() / ".dojo" / "traces" / f"{kata}-{state}.pickle"
+    found: dict[str, Trace] = {}
     with contextlib.suppress(OSError, pickle.PickleError, EOFError, AttributeError):
-        return pickle.loads(kept.read_bytes())
-    found = traces(kata)
+        found = pickle.loads(kept.read_bytes())
+    due = {"": None, **{m.name: m for m in mistakes(kata)}}
+    missing, last = [name for name in due if name not in found], time.monotonic()
+    for name in missing:
+        found[name] = _planted(kata, due[name])
+        if time.monotonic() - last > KEPT_EVERY or name == missing[-1]:
+            _keep(kept, found)
+            last = time.monotonic()
+    right, wrong = found[""], {m.name: found[m.name] for m in mistakes(kata)}
+    return Known(right, wrong, {name: differing(right, theirs) for name, theirs in wrong.items()})
+
+
+KEPT_EVERY = 1.0
+"""Seconds of computing after which what is known so far is kept: a process may be ended while it computes."""
+
+
+def _planted(kata: str, mistake: Mistake | None) -> Trace:
+    """The results of the reference, with a mistake planted in it if one is given."""
+    if mistake is None:
+        name, source = "reference", room_file("reference", kata).read_text(encoding="utf-8")
+    else:
+        name, source = mistake.name, wrong_source(kata, mistake)
+    return trace(kata, module_of(kata, name, source))
+
+
+def _keep(path: Path, found: dict[str, Trace]) -> None:
     with contextlib.suppress(OSError, pickle.PickleError, TypeError, AttributeError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        for stale in kept.parent.glob(f"{kata}-*.pickle"):
-            stale.unlink(missing_ok=True)
-        part = kept.with_suffix(f".{os.getpid()}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.pickle"):
+            if stale != path:
+                stale.unlink(missing_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")
         part.write_bytes(pickle.dumps(found))
-        part.replace(kept)
-    return found
+        part.replace(path)
 
 
-def likeness(kata: str, subject: types.ModuleType, without: tuple[str, ...] = ()) -> Mistake | None:
-    """The one mistake whose results the subject gives on every probe, if there is exactly one."""
-    mine = trace(kata, subject)
-    right, wrong = remembered(kata)
-    if agree(mine, right):
+def likeness(kata: str, mine: Trace, all_known: Known, part: int = 0) -> str | None:
+    """The name of the mistake that gives these results, if known ones explain all that they have otherwise
+    than the reference's.
+
+    Failing that, if they explain it up to ``part`` and most of what later parts ask for is not right either:
+    it may not have been thought of yet."""
+    mine = {label: found for label, found in mine.items() if found != UNWRITTEN}
+    odd = differing(mine, all_known.right)
+    name = explained(mine, odd, all_known)
+    if name or not part:
+        return name
+    brief = catalogue.brief(kata)
+    later = {m.name for m in mistakes(kata) if brief.part_of(m.claim) > part}
+    late = frozenset().union(*(all_known.shows[name] for name in later)) & mine.keys()
+    if 2 * len(late & odd) <= len(late):
         return None
-    alike = [m for m in mistakes(kata) if m.name not in without and agree(mine, wrong[m.name])]
-    return alike[0] if len(alike) == 1 else None
+    early = {label: found for label, found in mine.items() if label not in late}
+    return explained(early, odd - late, all_known.without(later))
+
+
+def explained(mine: Trace, odd: frozenset[str], all_known: Known) -> str | None:
+    """Of the mistakes that fit, the one that shows on most probes, if they leave none of the ``odd`` unexplained.
+
+    Two that show equally often explain the same thing in two ways, and neither is certain, unless they show on
+    different probes: then the file makes both, and the first of the catalogue is named."""
+    fits = {}
+    for name, theirs in all_known.wrong.items():
+        on = all_known.shows[name] & mine.keys()
+        if on and on <= odd and all(same(mine[label], theirs[label]) for label in on):
+            fits[name] = on
+    if not odd or odd - frozenset().union(*fits.values()):
+        return None
+    most = max(map(len, fits.values()))
+    first, *others = (name for name, on in fits.items() if len(on) == most)
+    return None if any(fits[other] == fits[first] for other in others) else first
 
 
 def main(task: Task, event_fd: int, trace_fd: int) -> None:
@@ -152,11 +213,12 @@ def main(task: Task, event_fd: int, trace_fd: int) -> None:
     try:
         torch.set_num_threads(1)
         limit_resources(catalogue.brief(task.kata).memory_gb, 10 if task.path else 300)
-        if not task.path:  # nobody waits: only see to it that the results are there
-            remembered(task.kata)
+        all_known = known(task.kata)
+        if not task.path:  # nobody waits: only see to it that it is at hand
             return
-        found = likeness(task.kata, load(Path(task.path), task.source, ()), task.without)
-        if found:
+        mine = trace(task.kata, load(Path(task.path), task.source, ()))
+        name = likeness(task.kata, mine, all_known.without(task.without), task.part)
+        for found in (m for m in mistakes(task.kata) if m.name == name):
             channel.send("mistake", name=found.name, says=found.says, belief=found.belief)
         channel.send("finished")
     except DoesNotLoad:

@@ -53,6 +53,7 @@ class Request:
     one claim, ``wall`` the trial; None takes the brief's. ``likeness`` asks which known mistake the file
     resembles; ``without`` leaves mistakes out of that search. ``in_step`` is set where torchrun has started
     several processes that try the same examples together: one child runs everything, whatever time it takes.
+    ``threads`` is how many torch computes with.
     """
 
     id: int
@@ -71,6 +72,7 @@ class Request:
     seconds: float | None = None
     wall: float | None = None
     in_step: bool = False
+    threads: int = 1
 
 
 class Child:
@@ -235,20 +237,20 @@ class Trial:
             request.kata, request.path, request.source, self.names, stages, self.nonce, queue=self.queue,
             seed=request.seed, cards=request.cards, stop_at_first=request.stop_at_first,
             examples=request.examples, seconds=self.seconds, wall=request.wall or self.brief.wall,
-            in_step=request.in_step,
+            in_step=request.in_step, threads=request.threads,
         )  # fmt: skip
         spawn = {"main": "child", "task": dataclasses.asdict(task)}
         child = Child(role, lambda events, trace: main(task, events, trace), spawn, self.queue)
         self.add(child)
 
-    def compare(self) -> None:
-        """Start the child that looks for the mistake which the file resembles."""
+    def compare(self, part: int) -> None:
+        """Start the child that looks for the mistake which the file resembles; a claim of ``part`` failed."""
         if not self.request.likeness or "likeness" in self.children:
             return
         from dojo.judge.likeness import Task, main
 
         request = self.request
-        task = Task(request.kata, request.path, request.source, self.nonce, request.without)
+        task = Task(request.kata, request.path, request.source, self.nonce, part, request.without)
         spawn = {"main": "likeness", "task": dataclasses.asdict(task)}
         child = Child("likeness", lambda events, trace: main(task, events, trace), spawn)
         self.add(child)
@@ -300,7 +302,7 @@ class Trial:
 
     def on_failing(self, child: Child, **failing: Any) -> None:
         self.say("failing", seconds=round(time.monotonic() - self.began, 3), **failing)
-        self.compare()
+        self.compare(self.brief.part_of(failing["claim"]))
 
     def on_rule(self, child: Child, **broken: Any) -> None:
         found = Broken(**broken)
