@@ -24,6 +24,9 @@ from torch import Tensor, nn
 
 from dojo import catalogue
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton, as torch.optim may
+
 ALLOWED = 100
 Pair = tuple[Tensor, Tensor]
 Comparison = Callable[[], Iterator[Pair]]
@@ -147,8 +150,6 @@ def _flash_attention() -> Iterator[Pair]:
 @beside("triton_flash", "F.scaled_dot_product_attention")
 def _triton_flash() -> Iterator[Pair]:
     where = "cuda" if torch.cuda.is_available() else "cpu"
-    if where == "cpu":
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
     from reference.triton_flash import triton_flash
 
     q, k, v = (

@@ -10,6 +10,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+# Read by Triton when it is first imported, which torch's compiler does as well: without a GPU, interpret.
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 def pytest_addoption(parser):
     parser.addoption("--thorough", action="store_true", help="every mistake, every style on all examples")
