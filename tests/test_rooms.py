@@ -184,7 +184,7 @@ def test_a_mistake_in_another_style_is_named(kata, path, name, judge):
 
 
 def test_a_file_that_makes_two_mistakes_is_told_the_weightier():
-    from dojo.judge.likeness import Known, explained
+    from dojo.judge.likeness import Known, Raised, explained
 
     right = {"a": 0, "b": 0, "c": 0, "d": 0}
     wrong = {"two": right | {"a": 1, "b": 1}, "one": right | {"c": 1}, "other": right | {"a": 2}}
@@ -199,6 +199,9 @@ def test_a_file_that_makes_two_mistakes_is_told_the_weightier():
     assert named(c=1) == "one"
     assert named(a=1, b=1, d=1) is None, "d is explained by nothing"
     assert named(a=1) is None, "half of a mistake is another one"
+    right["r"], wrong["lax"], shows["lax"] = Raised("ValueError"), right | {"r": 5}, frozenset("r")
+    assert named(a=1, b=1, r=7) == "two", "what comes out where a refusal is due is of its own making"
+    assert named(r=7) is None
     assert named() is None
 
 

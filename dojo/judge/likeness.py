@@ -191,14 +191,21 @@ def likeness(kata: str, mine: Trace, all_known: Known, part: int = 0) -> str | N
 def explained(mine: Trace, odd: frozenset[str], all_known: Known) -> str | None:
     """Of the mistakes that fit, the one that shows on most probes, if they leave none of the ``odd`` unexplained.
 
-    Two that show equally often explain the same thing in two ways, and neither is certain, unless they show on
-    different probes: then the file makes both, and the first of the catalogue is named."""
-    fits = {}
+    What comes out where a refusal is due depends on all else that is wrong: there, a mistake that does not refuse
+    either explains what the file does, but is not named for it. Two that show equally often explain the same
+    thing in two ways, and neither is certain, unless they show on different probes: then the file makes both,
+    and the first of the catalogue is named."""
+    fits, covered = {}, frozenset()
     for name, theirs in all_known.wrong.items():
         on = all_known.shows[name] & mine.keys()
-        if on and on <= odd and all(same(mine[label], theirs[label]) for label in on):
+        if not on or not on <= odd:
+            continue
+        other = {label for label in on if not same(mine[label], theirs[label])}
+        if not other:
             fits[name] = on
-    if not odd or odd - frozenset().union(*fits.values()):
+        if all(isinstance(all_known.right[label], Raised) for label in other):
+            covered |= on
+    if not fits or odd - covered:
         return None
     most = max(map(len, fits.values()))
     first, *others = (name for name, on in fits.items() if len(on) == most)
