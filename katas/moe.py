@@ -1,7 +1,8 @@
 """A mixture of experts: a router sends every token to top_k of n_experts feed-forward networks.
 
 MoE(d_model, d_ff, n_experts, top_k, *, capacity_factor=None) is an nn.Module whose parameters are these,
-from which the tests load weights by name (how you initialise them is yours, but fresh experts must differ):
+from which the tests load weights by name (how you initialise them is yours, but no two fresh experts are alike,
+in one layer or in two):
 
     router.weight (n_experts, d_model)          w_gate, w_up (n_experts, d_ff, d_model)
                                                 w_down       (n_experts, d_model, d_ff)

@@ -7,7 +7,7 @@ SWIGLU = "outputs = (silu(inputs @ gate.T) * (inputs @ up.T)) @ down.T"
 ADDED = "out.index_add_(0, at, _widened(outputs) * weights[served, None])"
 RUNS = "        runs = experts.argsort(stable=True).split(_load(experts, self.n_experts).tolist())\n"
 LOSS = "return (n_experts * (share * probabilities).sum()).to(logits.dtype)"
-STEP = "self.bias += rate * (load.mean() - load).sign()"
+STEP = "self.bias += rate * (load.sum() - self.n_experts * load).sign().to(self.bias.dtype)"
 CAPACITY = "math.ceil(self.capacity_factor * tokens * self.top_k / self.n_experts)"
 DISPATCH = "        out = torch.zeros_like(_widened(tokens))\n        for run, gate"
 
@@ -50,6 +50,22 @@ NEVER_SORTED_BACK = """        if room is None and len(tokens):
                 hidden = silu(inputs @ self.w_gate[e].T) * (inputs @ self.w_up[e].T)
                 outputs.append(_widened(hidden @ self.w_down[e].T) * weights[run, None])
             return torch.cat(outputs).reshape(len(tokens), self.top_k, -1).sum(1).to(x.dtype).reshape(x.shape)
+"""
+
+
+EVERY_TOKEN_FOR_THE_BUSY = """        if room is None:
+            out = torch.zeros_like(_widened(tokens))
+            for e, run in enumerate(runs):
+                if len(run) > 0:
+                    share = torch.zeros(len(tokens), dtype=weights.dtype).index_put((run // self.top_k,), weights[run])
+                    hidden = silu(tokens @ self.w_gate[e].T) * (tokens @ self.w_up[e].T)
+                    out = out + share[:, None] * _widened(hidden @ self.w_down[e].T)
+            return out.to(x.dtype).reshape(x.shape)
+"""
+PLACES_IN_HALF = """        if room is not None:
+            asked = nn.functional.one_hot(experts, self.n_experts).to(x.dtype)
+            places = (asked.cumsum(0) * asked).sum(-1)
+            runs = [run[places[run] <= room] for run in runs]
 """
 
 
@@ -255,7 +271,7 @@ MISTAKES = (
         "softmax and the sum over experts run in half precision",
         "bfloat16 in, bfloat16 all the way.",
         "test_half_precision_experts_add_up_in_float32",
-        change=(("return x.float() if x.itemsize < 4 else x", "return x"),),
+        change=(("return x.to(torch.promote_types(x.dtype, torch.float32))", "return x"),),
     ),
     Mistake(
         "every-expert-times-its-weight",
@@ -279,6 +295,13 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "every-token-for-the-busy",
+        "each expert that somebody chose is run on every token, not only on its own",
+        "Sparse means that idle experts are passed over.",
+        "test_only_chosen_experts_are_computed",
+        change=before_the_loop(EVERY_TOKEN_FOR_THE_BUSY),
+    ),
+    Mistake(
         "padded-groups",
         "all experts' groups are padded to the longest, so idle experts cost as much as busy ones",
         "One batched product is the fastest.",
@@ -293,14 +316,35 @@ MISTAKES = (
         change=before_the_loop(TOKEN_BY_TOKEN),
     ),
     Mistake(
+        "token-numbers-in-half-precision",
+        "the numbers of the tokens go through the dtype of x, and bfloat16 has no odd numbers above 256",
+        "Everything takes the dtype of x.",
+        "test_hundreds_of_tokens_are_served",
+        change=(
+            ("at = served // self.top_k", "at = (served // self.top_k).to(x.dtype).long() % len(tokens)"),
+        ),
+    ),
+    Mistake(
         "experts-begin-alike",
         "all experts begin with the same weights, and equally weighted ones stay the same",
         "The router will tell them apart.",
         "test_layers_share_nothing",
         change=(
             (
-                "nn.Parameter(torch.empty(count, width, fan_in).uniform_(-1, 1) / math.sqrt(fan_in))",
-                "nn.Parameter(torch.empty(width, fan_in).uniform_(-1, 1).repeat(count, 1, 1) / math.sqrt(fan_in))",
+                "torch.randn(count, width, fan_in)",
+                "torch.randn(width, fan_in).repeat(count, 1, 1)",
+            ),
+        ),
+    ),
+    Mistake(
+        "seeded-in-the-constructor",
+        "the constructor seeds the random numbers of the whole program, so all layers begin alike",
+        "Reproducible weights want a seed.",
+        "test_layers_share_nothing",
+        change=(
+            (
+                "        self.router = nn.Linear(",
+                "        torch.manual_seed(0)\n        self.router = nn.Linear(",
             ),
         ),
     ),
@@ -368,6 +412,30 @@ MISTAKES = (
             (
                 "share = _load(experts, n_experts).to(probabilities.dtype) / experts.numel()",
                 "_load(experts, n_experts)\n    best = logits.topk(experts.shape[-1]).indices\n    share = _load(best, n_experts).to(probabilities.dtype) / best.numel()",
+            ),
+        ),
+    ),
+    Mistake(
+        "loss-counts-in-half-precision",
+        "the assignments are counted in the dtype of the logits, and bfloat16 stops at 256",
+        "A count is a sum of ones.",
+        "test_the_loss_counts_hundreds_of_tokens",
+        change=(
+            (
+                "share = _load(experts, n_experts).to(probabilities.dtype) / experts.numel()",
+                "_load(experts, n_experts)\n    ones = torch.ones(experts.numel(), dtype=logits.dtype)\n    share = torch.zeros(n_experts, dtype=logits.dtype).index_add_(0, experts.flatten(), ones)\n    share = share.to(probabilities.dtype) / experts.numel()",
+            ),
+        ),
+    ),
+    Mistake(
+        "loss-of-another-shape",
+        "the leading dimensions of experts may be any, as long as the tokens are as many",
+        "Both are flattened anyway.",
+        "test_a_bad_choice_costs_no_loss",
+        change=(
+            (
+                "if experts.shape[:-1] != logits.shape[:-1]:",
+                "if experts.shape[:-1].numel() != logits.shape[:-1].numel():",
             ),
         ),
     ),
@@ -472,6 +540,13 @@ MISTAKES = (
         change=(("self._capacity(len(tokens))", "self._capacity(x.shape[-2] if x.ndim > 1 else 1)"),),
     ),
     Mistake(
+        "places-in-half-precision",
+        "the places in an expert's queue are counted in the dtype of x, and bfloat16 has no odd numbers above 256",
+        "A cumulative sum over the one-hot choices, in the dtype at hand.",
+        "test_room_is_counted_for_hundreds_of_tokens",
+        change=((DISPATCH, PLACES_IN_HALF + DISPATCH), ("served = run[:room]", "served = run")),
+    ),
+    Mistake(
         "no-capacity-for-zero",
         "a capacity_factor of 0 is taken for none",
         "0 and None are both false.",
@@ -505,6 +580,18 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "probabilities-renormalised-to-nothing",
+        "the weights are the chosen experts' probabilities among all, divided by their sum, which may be zero",
+        "Softmax, top-k, renormalise is the same.",
+        "test_the_weights_stay_right_where_the_bias_overrules",
+        change=(
+            (
+                "        return logits.gather(-1, experts).softmax(-1)",
+                "        gates = logits.softmax(-1).gather(-1, experts)\n        return (gates / gates.sum(-1, keepdim=True))",
+            ),
+        ),
+    ),
+    Mistake(
         "bias-a-parameter",
         "the bias is a parameter, which the optimiser moves",
         "What changes in training is a parameter.",
@@ -533,21 +620,42 @@ MISTAKES = (
         "busy experts become more likely to be chosen, and idle ones less",
         "The sign of load − mean.",
         "test_update_bias_moves_against_the_load",
-        change=((STEP, "self.bias += rate * (load - load.mean()).sign()"),),
+        change=(
+            (STEP, STEP.replace("load.sum() - self.n_experts * load", "self.n_experts * load - load.sum()")),
+        ),
     ),
     Mistake(
         "bias-in-proportion",
         "the bias moves in proportion to how far the load is from the mean",
         "A larger error wants a larger step.",
         "test_update_bias_moves_against_the_load",
-        change=((STEP, "self.bias += rate * (load.mean() - load)"),),
+        change=((STEP, "self.bias += rate * (load.double().mean() - load)"),),
     ),
     Mistake(
         "bias-always-moves",
         "an expert whose load is the mean is moved too",
         "Not above the mean is below it.",
         "test_update_bias_moves_against_the_load",
-        change=((STEP, "self.bias += torch.where(load > load.mean(), -rate, rate)"),),
+        change=((STEP, "self.bias += torch.where(load > load.double().mean(), -rate, rate)"),),
+    ),
+    Mistake(
+        "bias-rests-in-evaluation",
+        "update_bias does nothing in evaluation",
+        "Balancing is for training.",
+        "test_update_bias_moves_against_the_load",
+        change=((STEP, "self.bias += self.training * " + STEP.partition("+= ")[2]),),
+    ),
+    Mistake(
+        "load-in-half-precision",
+        "the load is counted in the dtype of the bias, and bfloat16 stops at 256",
+        "Counts are added to the bias, so they have its dtype.",
+        "test_update_bias_counts_hundreds_of_tokens",
+        change=(
+            (
+                STEP,
+                "ones = torch.ones(experts.numel(), dtype=self.bias.dtype)\n        load = torch.zeros_like(self.bias).index_add_(0, experts.flatten(), ones)\n        self.bias += rate * (load.mean() - load).sign()",
+            ),
+        ),
     ),
     Mistake(
         "bias-against-the-median",
@@ -561,6 +669,25 @@ MISTAKES = (
         "each update starts from zero, not from the bias so far",
         "The bias is a function of the load.",
         "test_update_bias_moves_against_the_load",
-        change=((STEP, "self.bias.copy_(rate * (load.mean() - load).sign())"),),
+        change=((STEP, "self.bias.copy_(rate * (load.sum() - self.n_experts * load).sign())"),),
+    ),
+)
+
+EQUIVALENT = (
+    (
+        "zip(runs, self.w_gate.unbind(), self.w_up.unbind(), self.w_down.unbind(), strict=True)",
+        "zip(runs, self.w_gate.unbind(), self.w_up.unbind(), self.w_down.unbind())",
+        "all four hold one entry for each expert",
+    ),
+    ("True", "False", "the strictness of that zip"),
+    (
+        "if not len(run):\n    continue",
+        "if False:\n    continue",
+        "no tokens times the weights is nothing to add, whatever they hold",
+    ),
+    (
+        "torch.randn(count, width, fan_in) / math.sqrt(fan_in)",
+        "torch.randn(count, width, fan_in) * math.sqrt(fan_in)",
+        "how experts begin is open, as long as they differ",
     ),
 )

@@ -2,7 +2,7 @@
 
 from dojo.mistake import Mistake
 
-WIDE = "    wide = x.float() if x.itemsize < 4 else x\n"
+WIDE = "    wide = x.to(torch.promote_types(x.dtype, torch.float32))\n"
 INVERSE = "inverse_rms = (wide.square().mean(dim=-1, keepdim=True) + eps).rsqrt()"
 MEAN = "wide.square().mean(dim=-1, keepdim=True)"
 RESULT = "return (wide * inverse_rms * weight).to(x.dtype)"

@@ -23,6 +23,7 @@ arXiv:1706.03762, equation 2; Shazeer, GLU Variants Improve Transformer, 2020, a
 from math import pi, sqrt
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -81,4 +82,4 @@ def _check(x: Tensor, first: nn.Linear) -> None:
 
 def _widened(x: Tensor) -> Tensor:
     """Half types as float32, so that an activation is rounded once, at the end."""
-    return x.float() if x.itemsize < 4 else x
+    return x.to(torch.promote_types(x.dtype, torch.float32))

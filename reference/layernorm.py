@@ -91,4 +91,4 @@ class BatchNorm1d(nn.Module):
 
 def _widened(x: Tensor) -> Tensor:
     """Half types as float32, since their sums lose every term below ε · the running total."""
-    return x.float() if x.itemsize < 4 else x
+    return x.to(torch.promote_types(x.dtype, torch.float32))

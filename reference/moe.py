@@ -86,18 +86,20 @@ class MoE(nn.Module):
         for run, gate, up, down in zip(
             runs, self.w_gate.unbind(), self.w_up.unbind(), self.w_down.unbind(), strict=True
         ):
-            if len(run) > 0:
-                served = run[:room]
-                at = served // self.top_k
-                inputs = tokens[at]
-                outputs = (silu(inputs @ gate.T) * (inputs @ up.T)) @ down.T
-                out.index_add_(0, at, _widened(outputs) * weights[served, None])
+            if not len(run):
+                continue
+            served = run[:room]
+            at = served // self.top_k
+            inputs = tokens[at]
+            outputs = (silu(inputs @ gate.T) * (inputs @ up.T)) @ down.T
+            out.index_add_(0, at, _widened(outputs) * weights[served, None])
         return out.to(x.dtype).reshape(x.shape)
 
     def update_bias(self, experts: Int[Tensor, "*batch top_k"], *, rate: float = 1e-3) -> None:
         """Make busy experts less and idle ones more likely to be chosen. ValueError for an unknown expert."""
-        load = _load(experts, self.n_experts).to(self.bias.dtype)
-        self.bias += rate * (load.mean() - load).sign()
+        load = _load(experts, self.n_experts)
+        # In whole numbers, of which a half type holds few: n_experts · (mean load − load).
+        self.bias += rate * (load.sum() - self.n_experts * load).sign().to(self.bias.dtype)
 
     def _capacity(self, tokens: int) -> int | None:
         if self.capacity_factor is None:
@@ -128,10 +130,10 @@ def _load(experts: Tensor, n_experts: int) -> Tensor:
 
 
 def _linears(count: int, width: int, fan_in: int) -> nn.Parameter:
-    """That many weight matrices, each drawn as ``nn.Linear`` draws its own."""
-    return nn.Parameter(torch.empty(count, width, fan_in).uniform_(-1, 1) / math.sqrt(fan_in))
+    """That many weight matrices, whose products have the variance of what goes in."""
+    return nn.Parameter(torch.randn(count, width, fan_in) / math.sqrt(fan_in))
 
 
 def _widened(x: Tensor) -> Tensor:
     """Half types as float32."""
-    return x.float() if x.itemsize < 4 else x
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -22,6 +22,7 @@ Source: Zhang & Sennrich, Root Mean Square Layer Normalization, 2019, arXiv:1910
 in Touvron et al., LLaMA, 2023, arXiv:2302.13971, and its code.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,6 +34,6 @@ def rmsnorm(
     if weight.shape != x.shape[-1:]:
         raise ValueError(f"weight {tuple(weight.shape)} does not fit x {tuple(x.shape)}")
     # float16 ends at 65504 = 256², and bfloat16 keeps 8 bits: squares of both need more room.
-    wide = x.float() if x.itemsize < 4 else x
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     inverse_rms = (wide.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
     return (wide * inverse_rms * weight).to(x.dtype)
