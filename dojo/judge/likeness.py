@@ -192,9 +192,8 @@ def explained(mine: Trace, odd: frozenset[str], all_known: Known) -> str | None:
     """Of the mistakes that fit, the one that shows on most probes, if they leave none of the ``odd`` unexplained.
 
     What comes out where a refusal is due depends on all else that is wrong: there, a mistake that does not refuse
-    either explains what the file does, but is not named for it. Two that show equally often explain the same
-    thing in two ways, and neither is certain, unless they show on different probes: then the file makes both,
-    and the first of the catalogue is named."""
+    either explains what the file does, but is not named for it. Of two that show equally often the first of the
+    catalogue is named: the file makes both, or they are one and the same in what is written so far."""
     fits, covered = {}, frozenset()
     for name, theirs in all_known.wrong.items():
         on = all_known.shows[name] & mine.keys()
@@ -205,11 +204,7 @@ def explained(mine: Trace, odd: frozenset[str], all_known: Known) -> str | None:
             fits[name] = on
         if all(isinstance(all_known.right[label], Raised) for label in other):
             covered |= on
-    if not fits or odd - covered:
-        return None
-    most = max(map(len, fits.values()))
-    first, *others = (name for name, on in fits.items() if len(on) == most)
-    return None if any(fits[other] == fits[first] for other in others) else first
+    return max(fits, key=lambda name: len(fits[name])) if fits and not odd - covered else None
 
 
 def main(task: Task, event_fd: int, trace_fd: int) -> None:
