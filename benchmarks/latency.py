@@ -48,15 +48,15 @@ def main() -> int:
         print(f"{versions}; {os.cpu_count()} cores; python -m benchmarks.latency {' '.join(asked.katas)}")
         print("seconds: median [worst]; right answer, then mistakes\n")
         heads = "".join(f"{f'{what} (≤ {bound:g})':>20}" for what, bound in TARGETS.items())
-        print(f"{'kata':<14}{heads}")
+        print(f"{'kata':<22}{heads}")
         every: dict[str, list[float]] = {what: [] for what in TARGETS}
         for kata in katas:
             found = right(judge, kata, asked.repeats) | wrong(judge, kata, asked.mistakes)
             cells = "".join(f"{_cell(found[what]):>20}" for what in TARGETS)
-            print(f"{kata:<14}{cells}", flush=True)
+            print(f"{kata:<22}{cells}", flush=True)
             for what, seconds in found.items():
                 every[what] += seconds
-        print(f"{'all':<14}" + "".join(f"{_cell(every[what]):>20}" for what in TARGETS))
+        print(f"{'all':<22}" + "".join(f"{_cell(every[what]):>20}" for what in TARGETS))
     if not asked.no_once:
         once(katas[0])
     return 0
