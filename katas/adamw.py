@@ -9,14 +9,15 @@ params is any iterable of leaf tensors, each float64, float32 or bfloat16, of an
     optimiser.state_dict()            a snapshot: see below
     optimiser.load_state_dict(saved)  go on from a snapshot
     optimiser.lr, .betas, .eps, .weight_decay
-                                      may be assigned to between steps, and count from the next step on
+                                      may be assigned to between steps, and count from the next step on,
+                                      in the corrections too: 1 − βᵗ with β as it is then
 
 - The rule is that of torch.optim.AdamW: decoupled decay, by the factor 1 − lr·weight_decay, before the
   update; both moments are corrected for their bias; eps is added to the root of the corrected second moment.
 - A parameter whose gradient is None is left out of the step altogether. Each parameter counts its own
   steps, the first of them as 1.
 - Parameters are changed in place: a view taken before shows the new values. Gradients are left as they
-  were. No step is recorded by autograd, also if the gradients are, and autograd is on afterwards if it was.
+  were. No step is recorded by autograd, also if the gradients are, and autograd is on or off as before.
 - Nothing is shared, neither between parameters nor between optimisers, those over the same parameters
   included.
 - ValueError, with the values received, if params is empty, if lr, eps or weight_decay is negative, or if a

@@ -269,6 +269,27 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "autograd-switched-on",
+        "autograd is on after the step, also where it was off before",
+        "set_grad_enabled(True) puts back what was.",
+        "test_no_step_is_recorded",
+        change=(
+            ("    @torch.no_grad()\n    def step", "    def step"),
+            (LIVE, "        torch.set_grad_enabled(False)\n" + LIVE),
+            (
+                "                self._move(i)\n",
+                "                self._move(i)\n        torch.set_grad_enabled(True)\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "one-piece-only",
+        "of a large tensor only the first piece is moved",
+        "The rest comes with the next step.",
+        "test_tensors_may_be_large_or_empty",
+        change=(("x.view(-1).split(PIECE)", "x.view(-1)[:PIECE].split(PIECE)"),),
+    ),
+    Mistake(
         "zero-grad-forgets",
         "zero_grad stops at the first parameter without a gradient",
         "Then there is nothing left to do.",
@@ -295,7 +316,21 @@ MISTAKES = (
         "hyperparameters are not checked: a β of 1 divides zero by zero",
         "Nobody passes such a thing.",
         "test_hyperparameters_out_of_range_are_refused",
-        change=(("min(lr, eps, weight_decay) >= 0 and all(0 <= beta < 1 for beta in betas)", "lr >= 0"),),
+        change=(("not (min(lr, eps, weight_decay) >= 0 and all(0 <= beta < 1 for beta in betas))", "False"),),
+    ),
+    Mistake(
+        "betas-unchecked",
+        "betas are not checked: a β of 1 divides zero by zero",
+        "Only the signs can be wrong.",
+        "test_hyperparameters_out_of_range_are_refused",
+        change=((" and all(0 <= beta < 1 for beta in betas)", ""),),
+    ),
+    Mistake(
+        "zeros-refused",
+        "a learning rate, eps or decay of 0 is refused, though it is in range",
+        "Zero makes no sense for any of them.",
+        "test_hyperparameters_out_of_range_are_refused",
+        change=(("min(lr, eps, weight_decay) >= 0", "min(lr, eps, weight_decay) > 0"),),
     ),
     # --- part 1: the snapshot
     Mistake(
@@ -372,6 +407,19 @@ MISTAKES = (
             ),
         ),
     ),
+    Mistake(
+        "elements-counted",
+        "a snapshot is loaded if its moments have as many elements as the parameter, whatever their shape",
+        "What has the right size fits.",
+        "test_a_snapshot_that_does_not_fit_is_refused",
+        change=(
+            (
+                '            if not state["exp_avg"].shape == state["exp_avg_sq"].shape == shape:\n',
+                '            sizes = {state["exp_avg"].numel(), state["exp_avg_sq"].numel()}\n'
+                "            if shape is None or sizes != {shape.numel()}:\n",
+            ),
+        ),
+    ),
     # --- part 2
     Mistake(
         "foreach-ignored",
@@ -429,6 +477,37 @@ MISTAKES = (
             (
                 "        if self.foreach:\n",
                 "        if self.foreach:\n            self._move_together(live)\n            return\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "foreach-moments-made-once",
+        "under foreach the lists of moments are made once, and do not know of what is loaded later",
+        "The moments stay the same tensors for good.",
+        "test_both_forms_resume_each_other",
+        change=(
+            (FRESH, FRESH + "        self._once: dict[int, dict[str, Any]] = {}\n"),
+            (
+                GATHERED,
+                "        states = [self._once.setdefault(i, self._state[i]) for i in live]\n" + GATHERED,
+            ),
+        ),
+    ),
+    Mistake(
+        "foreach-switches-autograd-on",
+        "under foreach autograd is on after the step, also where it was off before",
+        "set_grad_enabled(True) puts back what was.",
+        "test_foreach_records_nothing_and_zero_grad_empties",
+        change=(
+            (
+                "                self._move_together([i for i, _ in run])\n",
+                "                self._move_together([i for i, _ in run])\n            torch.set_grad_enabled(True)\n",
+            ),
+            ("    @torch.no_grad()\n    def step", "    def step"),
+            (LIVE, "        was = torch.is_grad_enabled()\n        torch.set_grad_enabled(False)\n" + LIVE),
+            (
+                "                self._move(i)\n",
+                "                self._move(i)\n            torch.set_grad_enabled(was)\n",
             ),
         ),
     ),
