@@ -157,6 +157,29 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "keys-of-the-call-before",
+        "in evaluation, keys and values of the call before are used again if they have the same shape",
+        "That is the KV cache.",
+        "test_calls_do_not_remember_each_other",
+        change=(
+            (
+                REPEAT,
+                "if not self.training:\n"
+                "            kept = getattr(self, 'kept', (k, v))\n"
+                "            k, v = kept if kept[0].shape == k.shape else (k, v)\n"
+                "            self.kept = k.detach(), v.detach()\n"
+                f"        {REPEAT}",
+            ),
+        ),
+    ),
+    Mistake(
+        "no-gradient-in-evaluation",
+        "in evaluation no gradient flows through the attention",
+        "eval() is for inference, which needs no gradients.",
+        "test_gradients_follow_every_argument",
+        change=((OUT, OUT.replace("out.transpose", "(out if self.training else out.detach()).transpose")),),
+    ),
+    Mistake(
         "keys-detached",
         "no gradient flows through keys and values",
         "They are looked up, and a cache has no gradient.",
@@ -288,6 +311,46 @@ MISTAKES = (
                 TURN,
                 "rows = None if positions is None else positions % len(cos)\n            "
                 + TURN.replace("positions", "rows"),
+            ),
+        ),
+    ),
+    Mistake(
+        "negative-positions",
+        "a negative position counts from the last row of the tables",
+        "An index that fits no row raises by itself.",
+        "test_inputs_that_do_not_fit_are_refused",
+        change=(
+            (
+                TURN,
+                "rows = None if positions is None else positions.where(positions >= 0, positions + len(cos))\n"
+                "            " + TURN.replace("positions", "rows"),
+            ),
+        ),
+    ),
+    Mistake(
+        "one-row-of-positions-for-all",
+        "positions of (1, time) are taken for all sequences of a batch",
+        "They broadcast.",
+        "test_inputs_that_do_not_fit_are_refused",
+        change=(
+            (
+                TURN,
+                "if positions is not None and positions.ndim == 2 and len(positions) == 1:\n"
+                f"                positions = positions[0]\n            {TURN}",
+            ),
+        ),
+    ),
+    Mistake(
+        "no-more-tokens-than-rows",
+        "an x longer than the tables is refused, although positions are given",
+        "Every token needs a row of its own.",
+        "test_positions_choose_the_rows_of_the_tables",
+        change=(
+            (
+                TURN,
+                "if x.shape[1] > len(cos):\n"
+                "                raise ValueError(f'{x.shape[1]} tokens, {len(cos)} rows')\n"
+                f"            {TURN}",
             ),
         ),
     ),

@@ -114,8 +114,10 @@ WINDOWS = st.integers(0, 5)
 
 
 def turned(picks, rope, how, B, T, D):
-    """Tables, some rows longer than the input or made of anything at all, and positions in them."""
-    length = T + picks[0] % 4
+    """Tables, some rows longer than the input or made of anything at all, and positions in them.
+
+    Where positions are given the tables may be shorter than the input: rows may be named twice."""
+    length = T + picks[0] % 4 if how == "none" or picks[0] % 3 else 1 + picks[0] % T
     if rope == "any":
         noise = torch.randn(2, length, D // 2, generator=torch.Generator().manual_seed(picks[-1]))
         cos, sin = (noise * 8).round() / 8
@@ -297,7 +299,7 @@ def with_noise(case, hidden, size):
 # --- part 1: heads -------------------------------------------------------------------------------
 
 
-@examples(quick=5, full=20)
+@examples(quick=4, full=16)
 @given(size=st.sampled_from(PLAIN + EVEN), causal=st.booleans(), rope=st.booleans())
 def test_the_module_holds_four_weights_of_its_own(subject, size, causal, rope):
     """The parameters are wq, wk, wv and wo, each `.weight` and trainable; the state dict holds nothing
@@ -318,6 +320,7 @@ def test_the_module_holds_four_weights_of_its_own(subject, size, causal, rope):
     assert_equal(len(apart), 8, "the number of weights in two modules that lie apart in memory")
 
 
+@examples(quick=3, full=24)
 @given(case=cases())
 def test_the_result_has_the_shape_and_dtype_of_x(subject, case):
     """The result is one new tensor of x's shape and dtype, and x and the weights still hold what they held.
@@ -345,6 +348,7 @@ def test_each_head_has_rows_of_its_own(subject, case, head):
     Truth(case).agrees(attend(subject, other), name=f"the result of head {head} beside other heads")
 
 
+@examples(quick=3, full=24)
 @given(case=cases(times=LONGER, causal=(False,)))
 def test_scores_are_divided_by_the_root_of_head_dim(subject, case):
     """The weights are softmax(q·k / √head_dim).
@@ -367,6 +371,7 @@ def test_the_order_of_tokens_does_not_matter_unless_causal(subject, case, turn):
     truth.agrees(attend(subject, moved), want=got.flip(1).roll(turn, 1), times=2, name="the rows, moved")
 
 
+@examples(quick=3, full=24)
 @given(case=cases(times=LONGER, causal=(True,)))
 def test_causal_shows_a_token_the_past_and_itself(subject, case):
     """Token t attends to the tokens 0 … t.
@@ -375,6 +380,7 @@ def test_causal_shows_a_token_the_past_and_itself(subject, case):
     Truth(case).agrees(attend(subject, case))
 
 
+@examples(quick=3, full=30)
 @given(case=cases(times=LONGER, causal=(True,)), place=PLACES, size=st.sampled_from((1.0, 100.0)))
 def test_future_tokens_never_matter(subject, case, place, size):
     """Whatever comes after a token, its row stays as it was.
@@ -403,17 +409,19 @@ def test_batch_entries_are_independent(subject, case, place):
 @examples(quick=3, full=24)
 @given(case=cases(times=LONGER), shorter=PLACES)
 def test_calls_do_not_remember_each_other(subject, case, shorter):
-    """One module, called with sequences of other lengths and batches in between, in training and in
-    evaluation, gives the same each time.
+    """One module, called with other sequences, lengths and batches in between, in training and in evaluation,
+    gives each time what it gives to that sequence alone.
 
     Catches a mask or keys kept from an earlier call, and dropout."""
     module = made(subject, case)
     part = replace(case, x=case.x[:1, : 1 + shorter % case.x.shape[1]])
-    for mode, now in ((True, part), (False, case), (True, case), (True, part)):
+    turned = replace(case, x=case.x.flip(1))
+    for mode, now in ((True, part), (False, case), (False, turned), (True, case), (True, part)):
         module.train(mode)
         Truth(now).agrees(apply(module, now))
 
 
+@examples(quick=3, full=30)
 @given(case=cases(times=LONGER, loudness=(20.0,)), place=PLACES)
 def test_large_scores_do_not_overflow(subject, case, place):
     """Scores in the thousands give finite weights, and a quiet token beside loud ones keeps its own.
@@ -425,6 +433,7 @@ def test_large_scores_do_not_overflow(subject, case, place):
     Truth(case).agrees(attend(subject, case))
 
 
+@examples(quick=4, full=30)
 @given(case=cases())
 def test_the_module_equals_its_definition(subject, case):
     """Value by value, the module equals the heads computed one by one in float64, in float32 and in float64,
@@ -463,6 +472,7 @@ def test_positions_choose_the_rows_of_the_tables(subject, case):
     Truth(case).agrees(attend(subject, case))
 
 
+@examples(quick=3, full=24)
 @given(case=cases(times=LONGER), picks=st.lists(st.integers(-9, 10**6), min_size=5, max_size=5))
 def test_without_rope_positions_have_no_effect(subject, case, picks):
     """Positions choose rows of tables. Where there are none they change nothing, whatever they say.
@@ -477,6 +487,7 @@ QUIET = (0.0625, 0.125)
 """Scores so small that rounding them hardly moves the weights: what is left of an error is not theirs."""
 
 
+@examples(quick=3, full=30)
 @given(case=cases(PLAIN + EVEN, **HALF))
 def test_half_precision_equals_the_definition(subject, case):
     """bfloat16 and float16 come back in their own dtype, right within what rounding explains.
@@ -551,7 +562,15 @@ def test_inputs_that_do_not_fit_are_refused(subject):
         refuses(ValueError, lambda s=shape: module(torch.zeros(s)), because=f"x {shape} is not (…, 8)")
     x = torch.zeros(2, 3, 8)
     refuses(ValueError, lambda: module(torch.zeros(2, 5, 8)), because="5 tokens need more than 4 rows")
-    for rows in ([0, 1, 4], [0, -1, 1], [0, 1], [[0, 1, 2]] * 3, [[0, 1, 2], [0, 1, 9]], [[[0, 1, 2]] * 2]):
+    for rows in (
+        [0, 1, 4],
+        [0, -1, 1],
+        [0, 1],
+        [[0, 1, 2]],
+        [[0, 1, 2]] * 3,
+        [[0, 1, 2], [0, 1, 9]],
+        [[[0, 1, 2]] * 2],
+    ):
         refuses(
             ValueError,
             lambda r=rows: module(x, positions=torch.tensor(r)),
@@ -562,6 +581,7 @@ def test_inputs_that_do_not_fit_are_refused(subject):
 # --- part 2: grouped keys and values -------------------------------------------------------------
 
 
+@examples(quick=4, full=30)
 @given(case=cases(GROUPED, LONGER))
 def test_consecutive_heads_share_keys_and_values(subject, case):
     """Query head h is served by the key-value head ⌊h · n_kv_heads / n_heads⌋: 0 0 0 1 1 1, not 0 1 0 1 0 1.
@@ -571,6 +591,7 @@ def test_consecutive_heads_share_keys_and_values(subject, case):
     Truth(case).agrees(attend(subject, case))
 
 
+@examples(quick=3, full=20)
 @given(case=cases(SEVERAL, LONGER))
 def test_as_many_key_value_heads_as_heads_is_plain(subject, case):
     """n_kv_heads = n_heads is what None stands for.
@@ -589,6 +610,7 @@ def test_a_shared_head_collects_the_gradients_of_its_group(subject, case):
     Truth(case).gradients_agree(made(subject, case), upstream)
 
 
+@examples(quick=3, full=30)
 @given(case=cases(GROUPED_EVEN, LONGER, ropes=ROPES, rows=ROWS))
 def test_grouped_keys_are_turned_as_well(subject, case):
     """Rope turns the shared keys by the rows of their tokens.
@@ -615,6 +637,7 @@ def test_groups_that_do_not_come_out_even_are_refused(subject):
 WINDOWED = {"causal": (True,), "windows": True}
 
 
+@examples(quick=4, full=30)
 @given(case=cases(times=LONGER, **WINDOWED))
 def test_a_token_sees_the_last_window_tokens(subject, case):
     """Token t attends to the tokens t − window + 1 … t, as far as there are any.
@@ -624,6 +647,7 @@ def test_a_token_sees_the_last_window_tokens(subject, case):
     Truth(case).agrees(attend(subject, case))
 
 
+@examples(quick=3, full=30)
 @given(case=cases(times=LONGER, **WINDOWED), place=PLACES, size=st.sampled_from((1.0, 100.0)))
 def test_tokens_outside_the_window_never_matter(subject, case, place, size):
     """Whatever stands before the window of a token or after the token, its row stays as it was.
@@ -637,6 +661,7 @@ def test_tokens_outside_the_window_never_matter(subject, case, place, size):
     Truth(case).agrees(attend(subject, changed)[:, row], rows=row)
 
 
+@examples(quick=3, full=24)
 @given(case=cases(causal=(True,)), more=st.integers(0, 3))
 def test_a_window_as_long_as_x_hides_nothing(subject, case, more):
     """A window of at least the length of x is plain causal attention.
@@ -645,6 +670,7 @@ def test_a_window_as_long_as_x_hides_nothing(subject, case, more):
     Truth(case).agrees(attend(subject, case, window=case.x.shape[1] + more))
 
 
+@examples(quick=3, full=30)
 @given(case=cases(EVEN, LONGER, ropes=ROPES, rows=ROWS[1:], **WINDOWED))
 def test_the_window_counts_tokens_and_not_positions(subject, case):
     """The window goes by the order in x, whatever rows positions name.
@@ -670,23 +696,32 @@ def test_all_arguments_together_equal_the_definition(subject, case):
 )
 def test_gradients_follow_every_argument(subject, case):
     """With groups, tables, positions and window the gradients are those of the definition, in float64 and in
-    half precision.
+    half precision, in training and in evaluation.
 
-    Catches a hand-written backward pass without the window or with the turn the wrong way round."""
+    Catches a hand-written backward pass without the window or with the turn the wrong way round, and no_grad
+    in evaluation."""
     case, upstream = case
-    Truth(case).gradients_agree(made(subject, case), upstream)
+    module = made(subject, case)
+    for training in (True, False):
+        Truth(case).gradients_agree(module.train(training), upstream)
 
 
 @examples(quick=1, full=4)
 @given(time=st.integers(70, 150), window=st.integers(1, 70), seed=st.integers(0, 999))
 def test_long_sequences_equal_the_definition(subject, time, window, seed):
-    """Over a hundred tokens and any window give what the definition gives.
+    """Over a hundred tokens and any window give what the definition gives, and so do a dozen sequences with
+    twelve heads and with heads of eighty channels.
 
-    Catches masks of a fixed size, and blocks whose ragged end is lost."""
+    Catches masks of a fixed size, blocks whose ragged end is lost, and sizes that are taken for granted."""
     generator = torch.Generator().manual_seed(seed)
-    x, *weights = (torch.randn(shape, generator=generator) for shape in ((1, time, 6), *[(6, 6)] * 4))
-    case = Case(x, *(w / 4 for w in weights), 3, causal=True, rope=tables(time, 2, 100.0), window=window)
-    Truth(case).agrees(attend(subject, case))
+    for batch, tokens, heads, groups, dim in ((1, time, 3, 1, 2), (12, 9, 12, 4, 2), (1, 9, 2, 1, 80)):
+        wide, narrow = heads * dim, groups * dim
+        shapes = (batch, tokens, wide), (wide, wide), (narrow, wide), (narrow, wide), (wide, wide)
+        x, *weights = (torch.randn(shape, generator=generator) for shape in shapes)
+        weights = (w / (2 * wide**0.5) for w in weights)
+        rope = tables(tokens, dim, 100.0)
+        case = Case(x, *weights, heads, groups, causal=True, rope=rope, window=1 + window % tokens)
+        Truth(case).agrees(attend(subject, case), name=f"the result for x {tuple(x.shape)}")
 
 
 def test_windows_that_make_no_sense_are_refused(subject):
@@ -730,12 +765,10 @@ def probes(subject):
 
         return call
 
-    def slopes(**options):
+    def slopes(training=True, **options):
         def call():
-            module, leaf = (
-                build(**options),
-                x.to(options.get("dtype", torch.float64)).clone().requires_grad_(),
-            )
+            leaf = x.to(options.get("dtype", torch.float64)).clone().requires_grad_()
+            module = build(**options).train(training)
             out = module(leaf)
             weights = dict(module.named_parameters())
             return gradients(out, [leaf, *(weights[f"{n}.weight"] for n in NAMES)], x.to(out.dtype))
@@ -756,21 +789,29 @@ def probes(subject):
         module = build(causal=True)
         return [module(part).detach() for part in (x[:, :2], x, x[:1])]
 
+    def twice():
+        module = build(causal=True).eval()
+        return [module(part).detach() for part in (x, -x)]
+
     rope = tables(6, 4, 100.0)
     pairs = {"rope": rope, "causal": True}
     return {
         "state dict": held(),
         "one token": attend(x=x[:, :1]),
         "three calls": again,
+        "two calls in evaluation": twice,
         "x afterwards": afterwards,
         "bf16": attend(dtype=torch.bfloat16, causal=True),
         "bf16 with rope": attend(dtype=torch.bfloat16, **pairs),
         "gradients of groups": slopes(heads=6, groups=2),
         "bf16 gradients": slopes(dtype=torch.bfloat16),
+        "gradients in evaluation": slopes(training=False),
         "positions without rope": attend(positions=rows, causal=True),
         "no row": attend(positions=rows + 1, **pairs),
         "a negative row": attend(positions=rows - 2, **pairs),
         "too long for the tables": attend(rope=tables(3, 4, 100.0)),
+        "fewer rows than tokens": attend(positions=rows % 3, rope=tables(3, 4, 100.0)),
+        "one row of positions": attend(positions=rows[:1], **pairs),
         "heads that do not divide": lambda: tuple(subject.MultiHeadAttention(12, 5).state_dict()),
         "groups of two": attend(heads=6, groups=3),
         "groups of three": attend(heads=6, groups=2, causal=True),
