@@ -92,7 +92,7 @@ def write(text):
     practice_file(KATA).write_text(text, encoding="utf-8")
 
 
-async def until(pilot, holds, seconds=10.0):
+async def until(pilot, holds, seconds=30.0):
     """Let the app run until something holds. Returns how long that took."""
     began = time.monotonic()
     while not holds():
