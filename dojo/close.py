@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 C = 4.0
 HALF_TYPES = (torch.float16, torch.bfloat16)
@@ -86,8 +87,10 @@ def assert_close(
 
 
 def assert_tensor(got: Any, *, shape: tuple[int, ...], dtype: torch.dtype, name: str = "the result") -> None:
-    """``got`` must be a tensor of that shape and dtype."""
-    if not isinstance(got, Tensor):
+    """``got`` must be a tensor of that shape and dtype.
+
+    A subclass of the subject's own making may answer every comparison as it likes: it is no tensor here."""
+    if type(got) not in (Tensor, Parameter):
         raise Mismatch(f"{name} is not a tensor", expected="a tensor", got=got)
     if tuple(got.shape) != tuple(shape):
         raise Mismatch(f"{name} has the wrong shape", expected=tuple(shape), got=tuple(got.shape))
@@ -128,7 +131,8 @@ def assert_equal(got: Any, want: Any, name: str = "the result") -> None:
 
 def assert_true(holds: Any, message: str, *, expected: Any = None, got: Any = None) -> None:
     """A claim that has no single expected value; ``message`` says what does not hold."""
-    if not bool(holds):
+    # What was made from a tensor of the subject's own class is of that class, and says yes if it likes.
+    if (isinstance(holds, Tensor) and type(holds) not in (Tensor, Parameter)) or not bool(holds):
         raise Mismatch(message, expected=expected, got=got)
 
 
@@ -162,7 +166,7 @@ def gradients(output: Tensor, inputs: Sequence[Tensor], upstream: Tensor | None 
     A result that is cut off from the graph altogether is a Mismatch that says so.
     """
     assert_true(
-        isinstance(output, Tensor) and output.requires_grad,
+        type(output) in (Tensor, Parameter) and output.requires_grad,
         "the result has no gradient: it is cut off from its inputs",
     )
     # A sum rather than grad_outputs, whose check imports sympy: a second of the first verdict.

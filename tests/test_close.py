@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dojo.close import Mismatch, assert_close, assert_equal
+from dojo.close import Mismatch, assert_close, assert_equal, assert_true
 
 
 class EqualToAll:
@@ -42,3 +42,25 @@ def test_nan_is_called_by_its_name():
         assert_close(
             torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 2.0]).double(), dtype=torch.float32
         )
+
+
+class Liar(torch.Tensor):
+    """Says yes to every comparison."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return (
+            True
+            if func.__name__ in ("equal", "all", "le", "eq")
+            else super().__torch_function__(func, types, args)
+        )
+
+
+def test_a_tensor_that_answers_comparisons_itself_is_refused():
+    wrong = torch.zeros(2).as_subclass(Liar)
+    with pytest.raises(Mismatch, match="is not a tensor"):
+        assert_close(wrong, torch.ones(2), dtype=torch.float32)
+    with pytest.raises(Mismatch, match="is not a tensor"):
+        assert_equal(wrong, torch.ones(2))
+    with pytest.raises(Mismatch):
+        assert_true((wrong >= 1).any(), "at least one")
