@@ -238,6 +238,18 @@ MISTAKES = (
         change=((FF, FF.replace("self.w_up(x)", "self.w_up(x).detach()")),),
     ),
     Mistake(
+        "last-block-left-out",
+        "the positions go in blocks of 64, and what is left after the last full block is left as it was",
+        "The batch is a multiple of the block.",
+        "test_hundreds_of_positions_of_feed_forward_equal_its_definition",
+        change=(
+            (
+                "return self.w_down(gelu(self.w_up(x), approximate=self.approximate))",
+                "done = self.w_down(gelu(self.w_up(x), approximate=self.approximate))\n        full = x.shape[-2] // 64 * 64 if x.ndim > 1 and x.shape[-2] > 64 else None\n        return done if full is None else torch.cat([done[..., :full, :], x[..., full:, :]], -2)",
+            ),
+        ),
+    ),
+    Mistake(
         "error-left-to-torch",
         "the shape of x is not checked; the matrix product raises RuntimeError",
         "PyTorch complains by itself.",
@@ -314,6 +326,18 @@ MISTAKES = (
         "The gate decides, it does not learn.",
         "test_swiglu_gradients_equal_the_definition",
         change=((HIDDEN, HIDDEN.replace("gate.sigmoid()", "gate.sigmoid().detach()")),),
+    ),
+    Mistake(
+        "swiglu-last-block-left-out",
+        "the positions go in blocks of 64, and what is left after the last full block is left as it was",
+        "The batch is a multiple of the block.",
+        "test_hundreds_of_positions_of_swiglu_equal_its_definition",
+        change=(
+            (
+                "return self.w_down(hidden.to(x.dtype))",
+                "done = self.w_down(hidden.to(x.dtype))\n        full = x.shape[-2] // 64 * 64 if x.ndim > 1 and x.shape[-2] > 64 else None\n        return done if full is None else torch.cat([done[..., :full, :], x[..., full:, :]], -2)",
+            ),
+        ),
     ),
     Mistake(
         "swiglu-left-in-float32",

@@ -165,6 +165,19 @@ MISTAKES = (
         change=((LN_NORMED, "normed = (wide - mean) * (var.detach() + self.eps).rsqrt()"),),
     ),
     Mistake(
+        "last-block-left-out",
+        "the tokens go in blocks of 64, and what is left after the last full block is left as it was",
+        "The batch is a multiple of the block.",
+        "test_hundreds_of_tokens_equal_the_definition",
+        change=(
+            (
+                LN_RESULT,
+                LN_RESULT.replace("return ", "done = ")
+                + "\n        full = len(x) // 64 * 64 if x.ndim == 2 and len(x) > 64 else None\n        return done if full is None else torch.cat([done[:full], x[full:]])",
+            ),
+        ),
+    ),
+    Mistake(
         "in-place",
         "LayerNorm subtracts the mean from x itself, in place",
         "x is mine once it is passed in.",
@@ -208,6 +221,13 @@ MISTAKES = (
         ),
     ),
     # --- part 2: BatchNorm1d
+    Mistake(
+        "statistics-of-the-first-block",
+        "mean and variance are those of the first 64 values a channel",
+        "A sample is enough.",
+        "test_hundreds_of_values_a_channel_equal_the_definition",
+        change=(("rows = wide.flatten(0, -2)", "rows = wide.flatten(0, -2)[:64]"),),
+    ),
     Mistake(
         "running-variance-biased",
         "running_var takes over the variance that divides by n",

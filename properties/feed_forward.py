@@ -347,6 +347,15 @@ def test_feed_forward_equals_its_definition(subject, case):
     Truth(case).agrees(applied(network.eval(), case.x), name="the result in eval")
 
 
+@examples(quick=1, full=6)
+@given(case=networks(Plain, leading=((300,), (2, 70))))
+def test_hundreds_of_positions_of_feed_forward_equal_its_definition(subject, case):
+    """Hundreds of positions equal the definition as well.
+
+    Catches what is done block by block and leaves the rest out."""
+    Truth(case).agrees(applied(made_of(subject, case), case.x))
+
+
 @given(case=networks(Plain, made(DOUBLE, (1.0, 3.0)), approximate=st.sampled_from(("tanh", "none"))))
 def test_feed_forward_hears_approximate(subject, case):
     """FeedForward(…, approximate="tanh") activates with the tanh form, and otherwise with the exact one.
@@ -459,6 +468,15 @@ def test_swiglu_equals_its_definition(subject, case):
     network = made_of(subject, case)
     Truth(case).agrees(applied(network, case.x))
     Truth(case).agrees(applied(network.eval(), case.x), name="the result in eval")
+
+
+@examples(quick=1, full=6)
+@given(case=networks(Gated, leading=((300,), (2, 70))))
+def test_hundreds_of_positions_of_swiglu_equal_its_definition(subject, case):
+    """Hundreds of positions equal the definition as well.
+
+    Catches what is done block by block and leaves the rest out."""
+    Truth(case).agrees(applied(made_of(subject, case), case.x))
 
 
 @given(case=networks(Gated, made(scales=(1.0, 3.0))), c=st.sampled_from((2.0, -1.0, 0.0)))
@@ -584,7 +602,8 @@ def probes(subject):
     def names(kind):
         def call():
             made = getattr(subject, kind)(3, 4)
-            start = [len(p.detach().unique(dim=0)) == len(p) for _, p in sorted(made.named_parameters())]
+            drawn = [p.detach() for _, p in sorted(made.named_parameters()) if p.ndim == 2]
+            start = [len(p.unique(dim=0)) == len(p) for p in drawn]
             return [[(n, list(p.shape)) for n, p in sorted(made.named_parameters())], start]
 
         return call
@@ -629,6 +648,7 @@ def probes(subject):
             f"{kind}": run(kind, x),
             f"{kind}, one position": run(kind, x[0]),
             f"{kind}, three dimensions": run(kind, waves(2, 2, 3)),
+            f"{kind}, hundreds of positions": lambda kind=kind: run(kind, waves(100, 3))()[64:],
             f"{kind}, large": run(kind, 5000 * x),
             f"{kind}, gradients": slopes(kind, x),
             f"{kind}, gradients of large": slopes(kind, 5000 * x),

@@ -370,6 +370,15 @@ def test_layer_norm_equals_its_definition(subject, case):
     truth.agrees(got, want=theirs, name="the result, against torch.nn.functional.layer_norm")
 
 
+@examples(quick=1, full=6)
+@given(case=tokens(shapes=((300, 2), (2, 700))))
+def test_hundreds_of_tokens_equal_the_definition(subject, case):
+    """Hundreds of tokens, and tokens of hundreds of channels, equal the definition as well.
+
+    Catches what is done block by block and leaves the rest out."""
+    Truth(case).agrees(applied(layer_norm(subject, case), case.x))
+
+
 @given(case=sloped(tokens(made(DOUBLE))))
 def test_layer_norm_gradients_equal_the_definition(subject, case):
     """With u = g·weight, the gradient of x is r·(u − mean(u) − x̂·mean(u·x̂)); those of weight and bias are
@@ -499,6 +508,15 @@ def test_the_length_counts_as_batch(subject, case):
     Catches statistics for each position, channels taken from the last axis, and a reshape that mixes them."""
     Truth(case).agrees(applied(batch_norm(subject, case), case.x))
     Truth(case, training=False).agrees(applied(batch_norm(subject, case, training=False), case.x))
+
+
+@examples(quick=1, full=6)
+@given(case=batches(shapes=((300, 2), (3, 2, 130))))
+def test_hundreds_of_values_a_channel_equal_the_definition(subject, case):
+    """Hundreds of values a channel are normalised by their own mean and variance as well.
+
+    Catches statistics of the first block only, taken for those of the batch."""
+    Truth(case).agrees(applied(batch_norm(subject, case), case.x))
 
 
 @given(case=batches(), place=PLACES)
@@ -658,7 +676,8 @@ def probes(subject):
             made = layer(kind, x.shape[1], dtype).train(training)
             leaf = x.clone().requires_grad_()
             upstream = waves(*x.shape, step=3.1).to(x.dtype)
-            return gradients(made(leaf), [leaf, made.weight, made.bias], upstream)
+            found = gradients(made(leaf), [leaf, made.weight, made.bias], upstream)
+            return [slope.to(x.dtype) for slope in found]  # as far as the rounding of x goes
 
         return call
 
@@ -715,12 +734,13 @@ def probes(subject):
         "LN": norm("LayerNorm", x),
         "LN, one token": norm("LayerNorm", x[0]),
         "LN, three dimensions": norm("LayerNorm", deep),
+        "LN, hundreds of tokens": lambda: norm("LayerNorm", waves(100, 3))()[64:],
         "LN, constant": norm("LayerNorm", torch.full((1, 3), 2.0, dtype=torch.float64)),
         "LN, eps 0.5": norm("LayerNorm", x, eps=0.5),
         "LN, tiny": norm("LayerNorm", x * 2e-3),
         "LN, tinier": norm("LayerNorm", x * 1e-6),
         "LN, far from zero": norm("LayerNorm", x + 1e7),
-        "LN, float32 far from zero": norm("LayerNorm", (x + 1e4).float(), torch.float32),
+        "LN, float32 far from zero": lambda: norm("LayerNorm", (x + 1e4).float(), torch.float32)().half(),
         "LN, gradients": slopes("LayerNorm", waves(4, 3)),
         "LN, x afterwards": afterwards("LayerNorm"),
         "LN, names": names("LayerNorm"),
@@ -728,10 +748,14 @@ def probes(subject):
         "LN, one channel for three": lambda: layer("LayerNorm", 3)(waves(2, 1)),
         "LN, bf16": norm("LayerNorm", x.bfloat16(), torch.float32),
         "LN, bf16 far from zero": norm("LayerNorm", (8 * x + 100).bfloat16(), torch.float32),
+        "LN, bf16 close together": norm(
+            "LayerNorm", torch.tensor([[99, 100, 100.5]], dtype=bf16), torch.float32
+        ),
         "LN, fp16 large": norm("LayerNorm", (3000 * x).half(), torch.float32),
         "LN, bf16 long": norm("LayerNorm", (1 + waves(1, 2048) / 4).bfloat16(), bf16),
         "LN, bf16 gradients": slopes("LayerNorm", waves(4, 3).bfloat16(), torch.float32),
         "BN": norm("BatchNorm1d", flat),
+        "BN, hundreds of values": norm("BatchNorm1d", waves(100, 3).cumsum(0)),
         "BN, length": norm("BatchNorm1d", long),
         "BN, eps 0.5": norm("BatchNorm1d", flat, eps=0.5),
         "BN, far from zero": norm("BatchNorm1d", flat + 1e7),

@@ -223,6 +223,15 @@ def test_a_row_of_zeros_gives_zeros(subject, case, place):
     Truth(case).gradients_agree(subject, case, upstream)
 
 
+@examples(quick=1, full=6)
+@given(case=rows(shape=shaped(((300, 2), (2, 700)))))
+def test_hundreds_of_rows_equal_the_definition(subject, case):
+    """Hundreds of rows, and rows of hundreds of entries, equal the definition as well.
+
+    Catches what is done block by block and leaves the rest out."""
+    Truth(case).agrees(normed(subject, case))
+
+
 @given(case=rows())
 def test_rmsnorm_equals_its_definition(subject, case):
     """Value by value, the result is x / √(mean(x²) + eps) · weight computed in float64, for any number of
@@ -348,6 +357,7 @@ def probes(subject):
         return held
 
     return {
+        "hundreds of rows": lambda: subject.rmsnorm(deep.reshape(8, 3).repeat(9, 1), weight)[64:],
         "plain": norm(x, weight),
         "one row": norm(x[0], weight),
         "three dimensions": norm(deep, weight),
