@@ -28,6 +28,8 @@ What is measured besides, for sequences of many blocks:
 - No tensor made on the way, forward or backward, has more than four times the elements of the largest of
   q, k, v, the result and one tile for all batch entries and heads (batch · heads · block_q · block_k);
   and all that are alive at once hold less than half of queries · keys.
+- The tiles are those that the block sizes ask for: one tile for everything takes torch fewer operations than
+  many small ones, forward and backward.
 - A tile in which no query may see any key costs no products and no exponentials, forward or backward.
 - Between forward and backward, nothing is kept beside q, k, v, the result, and at most two numbers for
   each query. Gradients of gradients are not asked for.

@@ -23,7 +23,7 @@ APPLY = "return _Flash.apply(q, k, v, reach, block_q, block_k)"
 REACH = "reach = k.shape[2] - q.shape[2] if causal else k.shape[2]"
 SUMS = "dq, dk, dv = (torch.zeros_like(_widened(x)) for x in (q, k, v))"
 RESULT = "out[:, :, rows] = mixed / total"
-FORWARD = "    def forward(\n"
+SCALE = "scale = q.shape[3] ** -0.5"
 
 PLAIN = """scores = _widened(q) @ _widened(k).mT * q.shape[3] ** -0.5
     past = torch.arange(k.shape[2]) <= torch.arange(q.shape[2])[:, None] + reach
@@ -158,10 +158,8 @@ MISTAKES = (
         "The scale is a detail.",
         "test_flash_attention_equals_its_definition",
         change=(
-            (
-                "        out = q.new_zeros(*q.shape[:3], v.shape[3])\n        lse = _widened(q.new_zeros(*q.shape[:3], 1))\n        scale = q.shape[3] ** -0.5",
-                "        out = q.new_zeros(*q.shape[:3], v.shape[3])\n        lse = _widened(q.new_zeros(*q.shape[:3], 1))\n        scale = 1.0",
-            ),
+            (f"1))\n        {SCALE}", "1))\n        scale = 1.0"),
+            (f"{UNPACK}\n        {SCALE}", f"{UNPACK}\n        scale = 1.0"),
         ),
     ),
     Mistake(
@@ -235,8 +233,15 @@ MISTAKES = (
         "block-sizes-unused",
         "the whole matrix of scores is made at once; block_q and block_k are not used",
         "The tiles are an optimisation: the result is the same.",
-        "test_no_more_than_a_tile_is_made_at_a_time",
+        "test_larger_blocks_take_fewer_operations",
         change=((APPLY, PLAIN),),
+    ),
+    Mistake(
+        "tiles-of-its-own-size",
+        "tiles are always 4 × 4; block_q and block_k are not used",
+        "The block sizes are the kernel's business.",
+        "test_larger_blocks_take_fewer_operations",
+        change=((APPLY, APPLY.replace("block_q, block_k", "4, 4")),),
     ),
     Mistake(
         "all-keys-at-once",
@@ -263,7 +268,7 @@ MISTAKES = (
         "mask-of-queries-by-keys",
         "a causal mask of queries × keys is made, from which tiles are cut",
         "A mask is only booleans.",
-        "test_no_more_than_a_tile_is_made_at_a_time",
+        "test_causal_makes_no_more_than_a_tile_at_a_time",
         change=((APPLY, MASKED),),
     ),
     Mistake(
@@ -515,6 +520,18 @@ MISTAKES = (
         "Memory matters in the forward pass, whose result is kept.",
         "test_the_backward_pass_makes_no_more_than_a_tile",
         change=((UNPACK, WHOLE_BACKWARD),),
+    ),
+    Mistake(
+        "backward-in-tiles-of-its-own-size",
+        "the backward pass works in tiles of 4 × 4, whatever the block sizes",
+        "The block sizes are those of the forward pass.",
+        "test_larger_blocks_take_fewer_operations_backward",
+        change=(
+            (
+                "ctx.reach, ctx.block_q, ctx.block_k = reach, block_q, block_k",
+                "ctx.reach, ctx.block_q, ctx.block_k = reach, 4, 4",
+            ),
+        ),
     ),
     Mistake(
         "backward-visits-the-future",

@@ -500,3 +500,11 @@ MISTAKES = (
         change=((WINDOW, "if window is not None and window < 1:"),),
     ),
 )
+
+EQUIVALENT = (
+    (
+        "torch.ones(time, time, dtype=torch.bool, device=device)",
+        "torch.ones(time, time, dtype=torch.bool)",
+        "on the CPU, where the judge runs, there is only one device",
+    ),
+)

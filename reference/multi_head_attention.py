@@ -55,9 +55,12 @@ class MultiHeadAttention(nn.Module):
         if window is not None and (window < 1 or not causal):
             raise ValueError(f"window {window} must be at least 1, and causal, which is {causal}, be true")
         self.head_dim = d_model // n_heads
-        if rope is not None and not rope[0].shape == rope[1].shape == (len(rope[0]), self.head_dim / 2):
-            shapes = [tuple(table.shape) for table in rope]
-            raise ValueError(f"tables {shapes} do not have {self.head_dim / 2} columns each")
+        if rope is not None:
+            cos, sin = rope
+            if not cos.shape == sin.shape == (len(cos), self.head_dim / 2):
+                raise ValueError(
+                    f"cos {tuple(cos.shape)} and sin {tuple(sin.shape)} must have {self.head_dim / 2} columns"
+                )
 
         self.repeats, self.causal, self.window = n_heads // n_kv_heads, causal, window
         # Not buffers: moving the module to a half type would round them.
