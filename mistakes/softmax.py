@@ -1,5 +1,7 @@
 """What people get wrong in softmax, its logarithm, and cross-entropy."""
 
+import torch
+
 from dojo.mistake import Mistake
 
 
@@ -10,6 +12,33 @@ def running_sum(x, dim):
         total = total + column
     return weights / total
 
+
+def running_log_sum(x, dim):
+    shifted = x - x.detach().amax(dim, keepdim=True)
+    total = 0 * shifted.narrow(dim, 0, 1).exp()
+    for column in shifted.exp().split(1, dim):
+        total = total + column
+    return shifted - total.log()
+
+
+def sums_outside_the_graph(logits, targets):
+    class Loss(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits):
+            log_p = log_softmax(_widened(logits), dim=-1)
+            ctx.slope = (log_p.exp() - torch.nn.functional.one_hot(targets, logits.shape[-1])) / len(targets)
+            return -log_p.gather(-1, targets.unsqueeze(-1)).mean().to(logits.dtype)
+
+        @staticmethod
+        def backward(ctx, upstream):
+            return ctx.slope.to(upstream.dtype)
+
+    return Loss.apply(logits)
+
+
+LIKELIHOOD = (
+    "    likelihood = log_softmax(_widened(logits[kept]), dim=-1).gather(-1, targets[kept].unsqueeze(-1))\n"
+)
 
 MISTAKES = (
     Mistake(
@@ -25,6 +54,13 @@ MISTAKES = (
         "Any shift will do against overflow.",
         "test_large_logits_do_not_overflow",
         change=(("wide.detach().amax(dim, keepdim=True)", "wide.detach().mean(dim, keepdim=True)"),),
+    ),
+    Mistake(
+        "one-shift-for-all",
+        "one maximum is subtracted from all slices, so that a quiet one vanishes beside a loud one",
+        "Subtracting the maximum is enough against overflow.",
+        "test_large_logits_do_not_overflow",
+        change=(("wide.detach().amax(dim, keepdim=True)", "wide.detach().amax()"),),
     ),
     Mistake(
         "dim-ignored",
@@ -107,6 +143,17 @@ MISTAKES = (
         define=(("softmax", running_sum),),
     ),
     Mistake(
+        "missing-dim-wraps",
+        "dim is taken modulo the number of dimensions, so that one too many means the first",
+        "dim % ndim takes care of negative ones.",
+        "test_a_missing_dimension_is_refused",
+        change=(
+            ("    wide = _widened(x)\n", "    wide = _widened(x)\n    dim = dim % x.ndim\n"),
+            ("weights.sum(dim, keepdim", "weights.sum(dim % x.ndim, keepdim"),
+            ("shifted.exp().sum(dim, keepdim", "shifted.exp().sum(dim % x.ndim, keepdim"),
+        ),
+    ),
+    Mistake(
         "log-of-softmax",
         "log is taken of the softmax, which is 0 for a class far below the best",
         "The logarithm of softmax is log(softmax).",
@@ -126,6 +173,25 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "log-clamped",
+        "log-probabilities are clamped to the lowest finite number, where −inf is due",
+        "−inf in a tensor is always a bug.",
+        "test_the_log_of_probability_zero_is_minus_infinity",
+        change=(
+            (
+                "(shifted - shifted.exp().sum(dim, keepdim=True).log()).to(x.dtype)",
+                "(shifted - shifted.exp().sum(dim, keepdim=True).log()).to(x.dtype).clamp(min=-1e5)",
+            ),
+        ),
+    ),
+    Mistake(
+        "running-log-sum-in-half-precision",
+        "log_softmax adds up the exponentials of half-precision logits in half precision",
+        "torch.cumsum and loops keep enough digits.",
+        "test_long_half_precision_rows_take_their_log_in_float32",
+        define=(("log_softmax", running_log_sum),),
+    ),
+    Mistake(
         "log-sum-exp-cut-from-the-graph",
         "the log-sum-exp is detached, so the gradient of log_softmax misses its second term",
         "The normaliser is a constant.",
@@ -142,7 +208,75 @@ MISTAKES = (
         "the loss is divided by all targets, the ignored ones included",
         "Mask the loss, then take the mean.",
         "test_only_kept_targets_count",
-        change=(("-likelihood.mean()", "-likelihood.sum() * kept.double().mean() / kept.sum()"),),
+        change=(("-likelihood.mean().to(", "(-likelihood.sum() / kept.numel()).to("),),
+    ),
+    Mistake(
+        "mean-of-means",
+        "the loss is averaged over each row of targets first and then over the rows, though they keep different numbers",
+        "A mean of means is the mean.",
+        "test_cross_entropy_equals_its_definition",
+        change=(
+            (
+                "    return -likelihood.mean()",
+                "    if targets.ndim > 1:\n"
+                "        kept_rows = kept.sum(-1)\n"
+                "        rows = torch.zeros(kept.shape, dtype=likelihood.dtype).masked_scatter(kept, likelihood[:, 0])\n"
+                "        likelihood = (rows.sum(-1) / kept_rows)[kept_rows > 0]\n"
+                "    return -likelihood.mean()",
+            ),
+            ("from jaxtyping import Float, Int\n", "import torch\nfrom jaxtyping import Float, Int\n"),
+        ),
+    ),
+    Mistake(
+        "running-loss-in-half-precision",
+        "the losses of half-precision logits are added up in half precision, which stops growing on the way",
+        "The sum has the dtype of its terms.",
+        "test_long_half_precision_batches_are_averaged_in_float32",
+        change=(
+            ("-likelihood.mean().to(logits.dtype)", "-sum(likelihood.to(logits.dtype)[:, 0]) / kept.sum()"),
+            (
+                "    if targets.shape",
+                '    if not kept.any():\n        return logits.sum() * float("nan")\n    if targets.shape',
+            ),
+        ),
+    ),
+    Mistake(
+        "gradient-from-above-forgotten",
+        "the hand-written backward pass forgets the gradient that arrives from above",
+        "The loss is the end of the graph, and its own gradient is 1.",
+        "test_cross_entropy_gradient_is_p_minus_onehot",
+        change=(
+            (
+                LIKELIHOOD,
+                "    return _loss(logits[kept], targets[kept])\n\n\ndef _loss(logits, targets):\n    pass\n",
+            ),
+            ("    return -likelihood.mean().to(logits.dtype)\n", ""),
+            ("from jaxtyping import Float, Int\n", "import torch\nfrom jaxtyping import Float, Int\n"),
+        ),
+        define=(("_loss", sums_outside_the_graph),),
+    ),
+    Mistake(
+        "one-hot-product",
+        "the log-probabilities are multiplied by a one-hot vector, so that a class that cannot be gives 0 · inf = NaN",
+        "Times zero is gone.",
+        "test_a_class_that_cannot_be_costs_nothing",
+        change=(
+            (
+                LIKELIHOOD,
+                "    log_p = log_softmax(_widened(logits[kept]), dim=-1)\n"
+                "    likelihood = (log_p * torch.nn.functional.one_hot(targets[kept], logits.shape[-1])).sum(-1)\n",
+            ),
+            ("from jaxtyping import Float, Int\n", "import torch\nfrom jaxtyping import Float, Int\n"),
+        ),
+    ),
+    Mistake(
+        "logits-clamped",
+        "the logits are clamped to ±1e4 before the loss",
+        "No logit is larger than that.",
+        "test_confidently_wrong_costs_the_logit_gap",
+        change=(
+            ("log_softmax(_widened(logits[kept])", "log_softmax(_widened(logits[kept]).clamp(-1e4, 1e4)"),
+        ),
     ),
     Mistake(
         "summed-loss",
@@ -156,12 +290,7 @@ MISTAKES = (
         "only −100 is ignored, whatever ignore_index says",
         "ignore_index is always −100.",
         "test_only_kept_targets_count",
-        change=(
-            (
-                "    kept = targets != ignore_index\n",
-                "    kept = targets != -100\n    targets = targets.where(targets >= 0, 0)\n",
-            ),
-        ),
+        change=(("kept = targets != ignore_index", "kept = targets != -100"),),
     ),
     Mistake(
         "nothing-ignored",
@@ -176,6 +305,43 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "minus-100-always-ignored",
+        "−100 is ignored, too, where ignore_index is something else",
+        "−100 never counts.",
+        "test_bad_targets_are_refused",
+        change=(
+            (
+                "    kept = targets != ignore_index\n",
+                "    kept = (targets != ignore_index) & (targets != -100)\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "negatives-ignored",
+        "every negative target is ignored",
+        "What is below 0 is padding.",
+        "test_bad_targets_are_refused",
+        change=(
+            (
+                "    kept = targets != ignore_index\n",
+                "    kept = (targets != ignore_index) & (targets >= 0)\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "only-counted",
+        "targets of another shape are taken as long as there are as many of them",
+        "Both are flattened anyway.",
+        "test_targets_of_another_shape_are_refused",
+        change=(
+            (
+                "    kept = targets != ignore_index\n    if targets.shape != logits.shape[:-1]:",
+                "    logits = logits.reshape(-1, logits.shape[-1])\n    targets = targets.flatten()\n"
+                "    kept = targets != ignore_index\n    if targets.shape != logits.shape[:-1]:",
+            ),
+        ),
+    ),
+    Mistake(
         "negative-classes-wrap",
         "targets are not checked: −2 means the class before the last",
         "Indexing will complain by itself.",
@@ -185,7 +351,7 @@ MISTAKES = (
                 "(targets < 0) | (targets >= logits.shape[-1])",
                 "(targets < -logits.shape[-1]) | (targets >= logits.shape[-1])",
             ),
-            ("targets[kept].long().unsqueeze(-1)", "(targets[kept] % logits.shape[-1]).long().unsqueeze(-1)"),
+            ("targets[kept].unsqueeze(-1)", "(targets[kept] % logits.shape[-1]).unsqueeze(-1)"),
         ),
     ),
     Mistake(
@@ -196,10 +362,10 @@ MISTAKES = (
         change=(
             ("log_softmax(_widened(logits[kept]), dim=-1)", "log_softmax(_widened(logits), dim=-1)"),
             (
-                ".gather(-1, targets[kept].long().unsqueeze(-1))",
-                ".gather(-1, targets.where(kept, 0).long().unsqueeze(-1))[..., 0] * kept",
+                ".gather(-1, targets[kept].unsqueeze(-1))",
+                ".gather(-1, targets.where(kept, 0).unsqueeze(-1))[..., 0] * kept",
             ),
-            ("-likelihood.mean()", "-likelihood.sum() / kept.sum()"),
+            ("-likelihood.mean().to(", "(-likelihood.sum() / kept.sum()).to("),
         ),
     ),
     Mistake(

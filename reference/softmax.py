@@ -26,7 +26,7 @@ def softmax(x: Float[Tensor, "*shape"], dim: int) -> Float[Tensor, "*shape"]:
 
 
 def log_softmax(x: Float[Tensor, "*shape"], dim: int) -> Float[Tensor, "*shape"]:
-    """Log-probabilities along ``dim``, exact also where the probability underflows."""
+    """Log-probabilities along ``dim``, exact also where the probability underflows; −inf where it is 0."""
     shifted = _shifted(x, dim)
     return (shifted - shifted.exp().sum(dim, keepdim=True).log()).to(x.dtype)
 
@@ -45,7 +45,7 @@ def cross_entropy(
         raise ValueError(f"targets {targets.tolist()} must be in [0, {logits.shape[-1]}) or {ignore_index}")
     # Dropping the ignored rows, rather than multiplying them by zero, keeps an infinite loss in one of
     # them from turning the mean into inf · 0 = NaN.
-    likelihood = log_softmax(_widened(logits[kept]), dim=-1).gather(-1, targets[kept].long().unsqueeze(-1))
+    likelihood = log_softmax(_widened(logits[kept]), dim=-1).gather(-1, targets[kept].unsqueeze(-1))
     return -likelihood.mean().to(logits.dtype)
 
 

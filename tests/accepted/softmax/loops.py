@@ -28,11 +28,11 @@ def log_softmax(x, dim):
 def cross_entropy(logits, targets, *, ignore_index=-100):
     if list(targets.shape) != list(logits.shape)[:-1]:
         raise ValueError(f"{targets.shape=} {logits.shape=}")
-    flat, losses = log_softmax(logits.reshape(-1, logits.shape[-1]), -1), []
+    flat, losses = log_softmax(logits.reshape(-1, logits.shape[-1]).double(), -1), []
     for i, t in enumerate(targets.reshape(-1).tolist()):
         if t == ignore_index:
             continue
         if not 0 <= t < logits.shape[-1]:
             raise ValueError(f"target {t}")
         losses.append(-flat[i, t])
-    return sum(losses) / len(losses) if losses else logits.new_tensor(float("nan"))
+    return (sum(losses) / len(losses)).to(logits.dtype) if losses else logits.new_tensor(float("nan"))
