@@ -26,7 +26,7 @@ from dojo import catalogue
 from dojo.judge import claims as claims_
 from dojo.judge.card import card, message
 from dojo.judge.claims import BrokenClaim, Claim, Failure, Outcome, OutOfMemory
-from dojo.judge.guard import Guard, Seal, limit_resources, seal
+from dojo.judge.guard import Guard, Seal, limit_resources, modes_left_on, seal
 from dojo.judge.subject import DoesNotLoad, load, own_line
 from dojo.ranks import Stuck
 from dojo.rules import Broken
@@ -175,6 +175,9 @@ class Trial:
             os._exit(0)
         except Stuck as stuck:
             self.channel.send("stuck", claim=claim.name, message=str(stuck), line=stuck.line)
+            os._exit(0)
+        if left_on := list(modes_left_on()):  # asked each time: every call may leave one more
+            self.channel.send("tampered", what=left_on[:1])
             os._exit(0)
         status = "held"
         if outcome.failure is not None:

@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from dojo.catalogue import Brief
 from dojo.places import ROOMS, ROOT
@@ -174,8 +176,8 @@ class Seal:
         self.builtins = dict(vars(builtins))
 
     def broken(self) -> list[str]:
-        """The names that were replaced or added since."""
-        found = self._restored_builtins()
+        """The names that were replaced or added since, and the modes that were left on."""
+        found = self._restored_builtins() + list(modes_left_on())
         for space, strict, before in self.record:
             now = vars(space)
             names = [
@@ -198,6 +200,14 @@ class Seal:
                 f"builtins.{n}" for n, was in self.builtins.items() if now.get(n) is not was and n != "_"
             ]
         return names
+
+
+def modes_left_on() -> Iterator[str]:
+    """A mode sees every torch operation, those of the claims too, and may change what they say.
+
+    That of ``torch.set_default_device`` is harmless."""
+    on = _get_current_function_mode_stack() + _get_current_dispatch_mode_stack()
+    yield from ("torch's operations, by a mode left on" for m in on if not isinstance(m, DeviceContext))
 
 
 LATE = frozenset({(torch, "manual_seed")})
