@@ -157,7 +157,7 @@ TAMPERING = {
     "the claims": "import sys\nm = vars(sys)['modules']\nm['properties.softmax'].oracle = lambda x, dim: x",
     "the claims' builtins": "import sys\nm = vars(sys)['modules']\nm['properties.softmax'].assert_true = print",
     "builtins": "import builtins\nbuiltins.isinstance = lambda *a: True",
-    "a mode of torch's": "import torch.utils._python_dispatch as d\nclass Yes(d.TorchDispatchMode):\n    def __torch_dispatch__(self, f, types, args=(), kwargs=None):\n        r = f(*args, **(kwargs or {}))\n        return r.new_ones(r.shape) if 'all' in str(f) else r\nd._get_current_dispatch_mode_stack() or Yes().__enter__()",
+    "a mode of torch's": "import torch.utils._python_dispatch as d\nclass Yes(d.TorchDispatchMode):\n    _should_skip_dynamo = classmethod(lambda cls: False)\n    def __torch_dispatch__(self, f, types, args=(), kwargs=None):\n        r = f(*args, **(kwargs or {}))\n        return r.new_ones(r.shape) if 'all' in str(f) else r\nd._get_current_dispatch_mode_stack() or Yes().__enter__()",
     "the way out": "import os\nos.write = lambda *a: 0",
 }
 
