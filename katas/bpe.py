@@ -3,10 +3,10 @@
 Part 1, the tokenizer on bytes. Ids 0 … 255 are the bytes of UTF-8; id 256 + i is what merge i makes.
 
     Tokenizer.train(text, vocab_size, *, pattern=None)   learns the merges and returns a Tokenizer
-    .merges           the pairs (left id, right id) in the order learned
+    .merges           the pairs (left id, right id), each a tuple, in the order learned
     .encode(text)     the ids, a list of int
     .decode(ids)      the text, a str
-    .save(path)       writes one file, in any format; path is a str or a Path
+    .save(path)       writes one file there, in any format, in place of what stands there; path is a str or a Path
     Tokenizer.load(path)   a tokenizer that does all that the saved one does, also from a file that was moved
 
 - Training starts from the bytes and repeats: count the pairs of adjacent ids, take the most frequent (on a
@@ -14,7 +14,7 @@ Part 1, the tokenizer on bytes. Ids 0 … 255 are the bytes of UTF-8; id 256 + i
   there are vocab_size ids or when no pair is left; a pair that stands once is merged as well.
 - Every position counts: 1 1 1 holds the pair (1, 1) twice. Replacing goes from left to right without
   overlap: 1 1 1 becomes 256 1.
-- pattern is a regular expression for the module re that never matches the empty string. Each of its matches
+- pattern is a regular expression for the module re, without flags, that never matches the empty string. Each of its matches
   is a chunk, and so is each stretch of text between two matches. Pairs are counted and merged inside
   chunks only, in training and in encoding. Without a pattern the whole text is one chunk.
 - encode merges in the order of learning: of all learned pairs in a chunk, the one learned first is merged
@@ -42,7 +42,7 @@ Part 3, the original on words. A word, as text.split() gives it, is its characte
 at the end. No pair crosses from word to word. Frequency, ties, order, overlap and the end of training
 are as in part 1, with symbols (str) for ids; a merge makes left + right. No text holds "</w>" itself.
 
-    learn_bpe(text, num_merges)    the merges, pairs of symbols; ValueError if num_merges is negative
+    learn_bpe(text, num_merges)    the merges, tuples of two symbols; ValueError if num_merges is negative
     apply_bpe(text, merges)        the symbols of all words of the text, one list
 
 Example:

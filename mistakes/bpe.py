@@ -199,6 +199,13 @@ MISTAKES = (
         change=(("found[twins] = found[twins][::2]  # seen from both sides", "pass"),),
     ),
     Mistake(
+        "counts-end-at-255",
+        "pairs that stand more often than 255 times are taken for equally frequent",
+        "A count fits into a byte.",
+        "test_a_long_text_is_like_a_short_one",
+        change=training(choose="min(counts, key=lambda p: (-min(counts[p], 255), p))"),
+    ),
+    Mistake(
         "pairs-that-stand-once-left",
         "training ends when no pair stands twice",
         "Merging a pair that stands once saves nothing.",
@@ -310,6 +317,16 @@ MISTAKES = (
         change=encoding(ONE_MERGE),
     ),
     Mistake(
+        "long-chunks-cut",
+        "a chunk of more than 300 characters is cut, and no merge crosses the cut",
+        "Nobody notices where a long text is cut.",
+        "test_a_long_text_is_like_a_short_one",
+        change=encoding(
+            "        if len(chunk) > 300:\n            return self._encode_chunk(chunk[:300]) + self._encode_chunk(chunk[300:])\n"
+            + SHORT
+        ),
+    ),
+    Mistake(
         "pattern-forgotten-in-encode",
         "encode treats the whole text as one chunk, although training used the pattern",
         "The pattern is for training.",
@@ -384,6 +401,34 @@ MISTAKES = (
             ),
             ("return [*chunks, text[end:]]", "return [*chunks, *text[end:]]"),
         ),
+    ),
+    Mistake(
+        "line-by-line",
+        "^ and $ of the pattern hold at every line, not at the ends of the text",
+        "A pattern is about lines.",
+        "test_a_pattern_is_read_as_re_reads_it",
+        change=(("regex = re.compile(pattern)", "regex = re.compile(pattern, re.MULTILINE)"),),
+    ),
+    Mistake(
+        "dot-takes-line-ends",
+        "a dot in the pattern takes line ends as well",
+        "A dot is any character.",
+        "test_a_pattern_is_read_as_re_reads_it",
+        change=(("regex = re.compile(pattern)", "regex = re.compile(pattern, re.DOTALL)"),),
+    ),
+    Mistake(
+        "either-case",
+        "the pattern is matched in either case",
+        "Case does not matter to words.",
+        "test_a_pattern_is_read_as_re_reads_it",
+        change=(("regex = re.compile(pattern)", "regex = re.compile(pattern, re.IGNORECASE)"),),
+    ),
+    Mistake(
+        "only-ascii-letters",
+        "\\w in the pattern is an ASCII letter only",
+        "Letters are A to Z.",
+        "test_a_pattern_is_read_as_re_reads_it",
+        change=(("regex = re.compile(pattern)", "regex = re.compile(pattern, re.ASCII)"),),
     ),
     # --- bytes and text
     Mistake(
@@ -580,6 +625,46 @@ MISTAKES = (
             ("class _Memo(dict):", "_SAVED = {}\n\n\nclass _Memo(dict):"),
         ),
     ),
+    Mistake(
+        "last-saved-in-memory",
+        "load returns what was saved last, whatever file it is given",
+        "Nobody restarts the program in between.",
+        "test_a_loaded_tokenizer_equals_the_saved_one",
+        change=(
+            (
+                '        Path(path).write_text(json.dumps(state), encoding="utf-8")\n',
+                '        Path(path).write_text("", encoding="utf-8")\n        _SAVED.update(state)\n',
+            ),
+            ('cls(**json.loads(Path(path).read_text(encoding="utf-8")))', "cls(**_SAVED)"),
+            ("class _Memo(dict):", "_SAVED = {}\n\n\nclass _Memo(dict):"),
+        ),
+    ),
+    Mistake(
+        "file-appended-to",
+        "save writes behind what stands in the file already, and load reads what stands first",
+        "A file is new when it is written.",
+        "test_a_loaded_tokenizer_equals_the_saved_one",
+        change=(
+            (
+                '        Path(path).write_text(json.dumps(state), encoding="utf-8")\n',
+                '        with open(path, "a", encoding="utf-8") as file:\n            print(json.dumps(state), file=file)\n',
+            ),
+            (
+                'Path(path).read_text(encoding="utf-8")',
+                'Path(path).read_text(encoding="utf-8").splitlines()[0]',
+            ),
+        ),
+    ),
+    Mistake(
+        "loaded-merges-are-lists",
+        "the merges of a loaded tokenizer are lists of two ids, not tuples",
+        "JSON gives back what it was given.",
+        "test_a_loaded_tokenizer_equals_the_saved_one",
+        change=(
+            ("self.merges = [(left, right) for left, right in merges]", "self.merges = list(merges)"),
+            ("self._merged = {pair: new for", "self._merged = {tuple(pair): new for"),
+        ),
+    ),
     # --- part 2
     Mistake(
         "ids-from-the-alphabet",
@@ -642,6 +727,22 @@ MISTAKES = (
             (
                 "def _as_tokens(",
                 "def _split(pattern, text):\n    try:\n        regex = re.compile(pattern)\n    except re.error:\n        return [text]\n    pieces, end = [], 0\n    for match in regex.finditer(text):\n        pieces += text[end : match.start()], match[0]\n        end = match.end()\n    return [*pieces, text[end:]]\n\n\ndef _as_tokens(",
+            ),
+        ),
+    ),
+    Mistake(
+        "specials-in-any-case",
+        "special tokens are found in upper and lower case",
+        "<|END|> means the same.",
+        "test_an_allowed_special_token_is_one_id",
+        change=(
+            (
+                '        pieces = re.split(f"({longest_first})", text)\n',
+                '        pieces = re.split(f"({longest_first})", text, flags=re.IGNORECASE)\n',
+            ),
+            (
+                "ids.append(self.special_tokens[special])",
+                "ids.append({token.lower(): i for token, i in self.special_tokens.items()}[special.lower()])",
             ),
         ),
     ),
@@ -854,6 +955,61 @@ MISTAKES = (
             ),
         ),
     ),
+    Mistake(
+        "special-regex-kept",
+        "special tokens that are added after the first call of encode are not found",
+        "The regex of the special tokens is made once.",
+        "test_special_tokens_may_come_at_any_time",
+        change=(
+            (
+                '        pieces = re.split(f"({longest_first})", text)\n',
+                '        if allowed_special == "all":\n            longest_first = self.__dict__.setdefault("_regex", longest_first)\n        pieces = re.split(f"({longest_first})", text)\n',
+            ),
+        ),
+    ),
+    Mistake(
+        "table-of-bytes-kept",
+        "special tokens that are added after the first call of decode have no text",
+        "The table from ids to bytes is made once.",
+        "test_special_tokens_may_come_at_any_time",
+        change=(
+            (
+                '            return b"".join([self._bytes[i] for i in ids])',
+                '            table = self.__dict__.setdefault("_table", dict(self._bytes))\n            return b"".join([table[i] for i in ids])',
+            ),
+        ),
+    ),
+    Mistake(
+        "tokens-used-up",
+        "add_special_tokens empties the list that it was given",
+        "The tokens are mine once they are passed in.",
+        "test_special_tokens_take_the_next_free_ids",
+        change=(
+            (
+                "        for token in tokens:\n            self.special_tokens[token] = new",
+                "        for token in [tokens.pop(0) for _ in range(len(tokens))]:\n            self.special_tokens[token] = new",
+            ),
+        ),
+    ),
+    Mistake(
+        "all-in-a-list",
+        "a list that holds 'all' allows every special token",
+        "'all' in allowed_special asks whether it is 'all'.",
+        "test_only_special_tokens_can_be_allowed",
+        change=(('if allowed_special == "all" else', 'if "all" in allowed_special else'),),
+    ),
+    Mistake(
+        "unknown-allowed-where-none-are",
+        "a tokenizer without special tokens accepts any name in allowed_special",
+        "Without special tokens there is nothing to check.",
+        "test_only_special_tokens_can_be_allowed",
+        change=(
+            (
+                "        allowed = self.special_tokens.keys() if",
+                "        if not self.special_tokens:\n            return self._encode_text(text)\n        allowed = self.special_tokens.keys() if",
+            ),
+        ),
+    ),
     # --- part 3
     Mistake(
         "end-glued-to-the-last-letter",
@@ -1031,6 +1187,18 @@ MISTAKES = (
             (
                 "    for pair in merges:\n        words = [_join(word, pair) for word in words]\n    return list(chain.from_iterable(words))\n",
                 "    merges = [*reversed(merges)]\n    for at, word in enumerate(words):\n        while (pair := next((pair for pair in merges if pair in pairwise(word)), None)) is not None:\n            word = _join(word, pair)\n        words[at] = word\n    return list(chain.from_iterable(words))\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "merges-used-up",
+        "apply_bpe empties the list of merges that it was given",
+        "The merges are mine once they are passed in.",
+        "test_symbols_are_merged_in_the_order_learned",
+        change=(
+            (
+                "    for pair in merges:\n        words =",
+                "    for pair in [merges.pop(0) for _ in range(len(merges))]:\n        words =",
             ),
         ),
     ),

@@ -1,6 +1,7 @@
 """The laws of byte-pair encoding: no text is lost, the most frequent pair goes first, ties are settled, no
 pair leaves its chunk, what was learned first is merged first, and a tokenizer keeps to itself."""
 
+import random
 import re
 import tempfile
 from collections import Counter
@@ -24,9 +25,12 @@ and some are control characters."""
 
 PATTERNS = (
     None, r"\s?\w+|\s+|[^\w\s]+", r"\w+", "a+|b", "(a)b|(b)", r"(\w)(\s)?", r"(\s?)\w+|\s", r"(?i)A.|\s",
-    "a(?=b)|b+", "(?<=a)[ab]", "[^a\n]+", r"^\w|\w\w",
+    "a(?=b)|b+", "(?<=a)[ab]", "[^a\n]+", r"^\w|\w\w", "..",
 )  # fmt: skip
 """Some cover every text, others leave stretches between their matches; some have groups, or look around."""
+
+READ_AS = (".+", "..", r"^.|b$", "A+|b", r"\w+", r"^\s|a$", r"(a)|(b)\s", r"\s+$|[^\S\n]")
+"""Patterns that say something else with a flag set, or to re.findall."""
 
 FAMILIES = (
     ("ab", "a", "aab", "b a", "b", "b ab"),
@@ -77,6 +81,24 @@ class Segmenting:
 
 
 @dataclass
+class Long:
+    """A text of so many letters drawn with a seed, and another one to encode."""
+
+    letters: str
+    size: int
+    vocab_size: int
+    pattern: str | None
+    seed: int
+    text: str = field(init=False, repr=False)
+    other: str = field(init=False, repr=False)
+
+    def __post_init__(self):
+        one, two = random.Random(self.seed), random.Random(self.seed + 1)
+        self.text = "".join(one.choices(self.letters, k=self.size))
+        self.other = "".join(two.choices(self.letters, k=min(self.size, 1050)))
+
+
+@dataclass
 class Prose:
     """A stretch of CPython's own help texts, and another one to encode."""
 
@@ -110,7 +132,16 @@ OFTEN_NONE = (None,) * 10 + PATTERNS[1:]
 AWKWARD = ("", "e\u0301", "é", "\r\n", " a ", "\x00", "\ufeffa", "ﬁ", "A", "\U0010ffff", "\u200d\u2028")
 """Texts that clean-up of any kind would change."""
 
-ANY_TEXT = st.text(max_size=12)  # all of Unicode but lone surrogates
+SOME_OF_ALL = "".join(
+    map(chr, (*range(0x250), *range(0x300, 0x320), *range(0x5D0, 0x5E0), *range(0x1100, 0x1110),
+              *range(0x1E00, 0x1E20), *range(0x2000, 0x2070), *range(0x3000, 0x3060), *range(0x4E00, 0x4E10),
+              0xD7FF, *range(0xE000, 0xE004), *range(0xFB00, 0xFB07), *range(0xFE00, 0xFE10), *range(0xFF10, 0xFF30),
+              *range(0xFFF9, 0x10004), *range(0x1F1E6, 0x1F200), *range(0x1F600, 0x1F610), 0xE0001, 0x10FFFF))
+)  # fmt: skip
+"""Every length of UTF-8, its least and its greatest; marks that combine, ligatures, controls, wide letters.
+(st.text() without an alphabet reads a table of all of Unicode first, which takes longer than a verdict.)"""
+
+ANY_TEXT = st.text(SOME_OF_ALL, max_size=12)
 SIZES = st.sampled_from((0, 12, 20, 28, 36))
 ROOM = st.sampled_from((0, 1, 2, 4, 6, 8, 10, 12, 16, 20))
 # A string of digits is one draw, and much faster than a list of draws.
@@ -166,10 +197,14 @@ def segmentings(draw):
     return Segmenting(seen, draw(ROOM), unseen)
 
 
+LONG = (("abb", 1600, 4, None), ("abcdefgé ", 300, 100, None), ("aabbcde   ", 2000, 60, r"\w+|\s"))
+"""Letters, how many, and room for how many merges: large counts in a long chunk, many merges, many words."""
+
+
 @st.composite
 def stretches(draw):
-    start, size = draw(st.integers(0, 150_000)), draw(st.sampled_from((1500, 3000)))
-    pattern = draw(st.sampled_from((None, r" ?\w+| ?[^\w\s]+|\s+(?!\S)|\s+")))
+    start, size = draw(st.integers(0, 150_000)), draw(st.sampled_from((800, 1600)))
+    pattern = draw(st.sampled_from((r" ?\w+| ?[^\w\s]+|\s+(?!\S)|\s+", None)))
     return Prose(start, size, 256 + draw(st.sampled_from((20, 30))), pattern)
 
 
@@ -301,13 +336,18 @@ def returned(call, what):
 
 def train(subject, case):
     """The tokenizer of a case, trained with its pattern left out where it has none."""
-    text = case.text if isinstance(case, (Training, Prose)) else case.trained_on
+    text = case.text if isinstance(case, (Training, Long, Prose)) else case.trained_on
     more = {} if case.pattern is None else {"pattern": case.pattern}
     return returned(lambda: subject.Tokenizer.train(text, case.vocab_size, **more), "train")
 
 
+def pairs_of(merges):
+    """The pairs as plain tuples; one that is no tuple stays, and is equal to none."""
+    return [tuple(pair) if isinstance(pair, tuple) else pair for pair in merges]
+
+
 def merges_of(tokenizer):
-    return [tuple(pair) for pair in tokenizer.merges]
+    return pairs_of(tokenizer.merges)
 
 
 def ids_of(tokenizer, text, **more):
@@ -325,19 +365,29 @@ def assert_merges(tokenizer, want, name="the merges"):
     assert_equal(merges_of(tokenizer), want, name)
 
 
-def through_a_file(tokenizer, load):
-    """The tokenizer saved, its file moved, and loaded again."""
+def through_files(tokenizers, load):
+    """The tokenizers, each saved where the one before was, its file moved, and then all of them loaded."""
     with tempfile.TemporaryDirectory() as folder:
-        path, moved = Path(folder, "saved"), Path(folder, "moved")
-        returned(lambda: tokenizer.save(path), "save")
-        assert_true(
-            path.is_file(),
-            "save wrote no file at its path",
-            expected="saved",
-            got=[p.name for p in Path(folder).iterdir()],
-        )
-        path.rename(moved)
-        return returned(lambda: load(str(moved)), "load")
+        path = Path(folder, "saved")
+        moved = [Path(folder, f"moved {i}") for i in range(len(tokenizers))]
+        for tokenizer, there in zip(tokenizers, moved, strict=True):
+            returned(lambda tokenizer=tokenizer: tokenizer.save(path if path.exists() else str(path)), "save")
+            assert_true(
+                path.is_file(),
+                "save wrote no file at its path",
+                expected="saved",
+                got=sorted(p.name for p in Path(folder).iterdir()),
+            )
+            there.write_bytes(path.read_bytes())
+        path.unlink()
+        return [
+            returned(lambda there=there: load(there if there is moved[0] else str(there)), "load")
+            for there in moved
+        ]
+
+
+def through_a_file(tokenizer, load):
+    return through_files([tokenizer], load)[0]
 
 
 # --- part 1: the tokenizer ------------------------------------------------------------------------
@@ -447,6 +497,20 @@ def test_no_merge_crosses_from_chunk_to_chunk(subject, case):
             assert_equal(ids_of(tokenizer, text), want, f"the ids of {text!r} with the pattern {pattern!r}")
 
 
+@examples(quick=2, full=20)
+@given(text=st.text("aAbé\n ", max_size=24))
+def test_a_pattern_is_read_as_re_reads_it(subject, text):
+    """Where there is room for all merges, the ids of a text spell its chunks, as re finds them without flags.
+
+    A dot ends at a line end, ^ and $ are the ends of the text, A is not a, and é is a letter. Catches flags,
+    matches looked for line by line or in the bytes, and groups that are taken for the match."""
+    for pattern in READ_AS:
+        tokenizer = train(subject, Training(text, 1256, pattern))
+        want = [chunk for chunk in chunked(text, pattern) if chunk]
+        got = [returned(lambda i=i: tokenizer.decode([i]), "decode") for i in ids_of(tokenizer, text)]  # noqa: B023
+        assert_equal(got, want, f"the chunks of {text!r} by the pattern {pattern!r}")
+
+
 @given(case=encodings(), choice=st.lists(st.integers(0, 10**6), max_size=10))
 def test_decode_joins_the_bytes_of_all_ids(subject, case, choice):
     """Any list of ids decodes to the text of its joined bytes, with U+FFFD for what is not UTF-8.
@@ -532,19 +596,15 @@ def test_encoding_again_gives_the_same(subject, case):
 def test_a_loaded_tokenizer_equals_the_saved_one(subject, case):
     """Saved and loaded, from a file that was moved, a tokenizer has the same merges, ids and texts.
 
-    Catches a pattern that is not saved, merges that lose their order or their pairs' type, and a file
-    that is not where it should be."""
-    for pattern in (case.pattern, r"\w\w"):
-        saved = train(subject, replace(case, pattern=pattern))
-        loaded = through_a_file(saved, subject.Tokenizer.load)
+    Two are saved at one path, one after the other, and their files moved. Catches a pattern that is not
+    saved, merges that lose their order or come back as lists, a file that is not where it should be or that
+    keeps what stood there, and what is kept beside the file."""
+    both = [train(subject, replace(case, pattern=pattern)) for pattern in (r"\w\w", case.pattern)]
+    for saved, loaded in zip(both, through_files(both, subject.Tokenizer.load), strict=True):
         assert_merges(loaded, merges_of(saved), "the loaded merges")
         for text in (case.text, case.trained_on, case.text + case.trained_on):
             want = ids_of(saved, text)
-            assert_equal(
-                ids_of(loaded, text),
-                want,
-                f"the loaded tokenizer's ids of {text!r} with the pattern {pattern!r}",
-            )
+            assert_equal(ids_of(loaded, text), want, f"the loaded tokenizer's ids of {text!r}")
         table = spelled(merges_of(saved))
         want = b"".join(table[97:]).decode(errors="replace")
         assert_text(loaded, range(97, len(table)), want, "what the loaded one decodes")
@@ -555,19 +615,32 @@ def test_a_loaded_tokenizer_equals_the_saved_one(subject, case):
         )
 
 
-@examples(quick=1, full=6)
+@examples(quick=0, full=2)
+@given(seed=st.integers(0, 999))
+def test_a_long_text_is_like_a_short_one(subject, seed):
+    """On texts of some hundred or thousand letters: the right merges, the right ids, and the text comes back.
+
+    Catches counts that end at 255, merges that go wrong after the first dozens, and chunks that are cut."""
+    for letters, size, room, pattern in LONG:
+        check(subject, Long(letters, size + seed % 100, 256 + room, pattern, seed))
+
+
+@examples(quick=1, full=3)
 @given(case=stretches())
 def test_real_text(subject, case):
-    """On some thousand characters of prose: the right merges, the right ids, and the text comes back.
+    """On a page of prose: the right merges, the right ids, and the text comes back.
 
-    Catches counts that go wrong only after many merges, and whatever works on short texts only."""
+    Catches whatever works on a few letters only."""
+    check(subject, case)
+
+
+def check(subject, case):
     tokenizer = train(subject, case)
     merges = learned(case.text, case.vocab_size, case.pattern)
     assert_merges(tokenizer, merges)
-    for text in (case.text, case.other):
-        ids = ids_of(tokenizer, text)
-        assert_equal(ids, encoded(merges, text, case.pattern), "the ids")
-        assert_text(tokenizer, ids, text)
+    ids = ids_of(tokenizer, case.other)
+    assert_equal(ids, encoded(merges, case.other, case.pattern), "the ids")
+    assert_text(tokenizer, ids, case.other)
 
 
 # --- part 2: special tokens -----------------------------------------------------------------------
@@ -576,7 +649,9 @@ def test_real_text(subject, case):
 def with_tokens(subject, case):
     """The tokenizer of a case with its special tokens, and the ids that they should have."""
     tokenizer = train(subject, case)
-    returned(lambda: tokenizer.add_special_tokens(list(case.tokens)), "add_special_tokens")
+    given = list(case.tokens)
+    returned(lambda: tokenizer.add_special_tokens(given), "add_special_tokens")
+    assert_equal(given, case.tokens, "the list of tokens afterwards")
     first = 256 + len(merges_of(tokenizer))
     return tokenizer, {token: first + i for i, token in enumerate(case.tokens)}
 
@@ -619,12 +694,16 @@ def test_an_allowed_special_token_is_one_id(subject, case):
     tokenizer, tokens = with_tokens(subject, case)
     merges = merges_of(tokenizer)
     between = ("ab".join(("", *tokens, "")), " ".join(("", *tokens, "")))
-    for text in (case.text, *between, *overlapping(case.tokens)):
-        for allowed in (case.allowed, "all", case.tokens[::2], set(case.tokens[1:])):
+    other_case = "".join(case.tokens).swapcase()
+    for text in (case.text, *between, *overlapping(case.tokens), other_case):
+        for allowed in (case.allowed, "all", tuple(case.tokens[::2]), set(case.tokens[1:])):
             found = {token: tokens[token] for token in (tokens if allowed == "all" else allowed)}
             want = encoded_with(merges, text, case.pattern, found)
             got = ids_of(tokenizer, text, allowed_special=allowed)
             assert_equal(got, want, f"the ids of {text!r} with {allowed!r} allowed")
+            assert_true(
+                allowed == "all" or len(allowed) == len(found), "allowed_special was changed", got=allowed
+            )
 
 
 @given(case=specials())
@@ -651,6 +730,22 @@ def test_decode_gives_special_tokens_back(subject, case):
     want = b"".join(table[i] for i in ids).decode(errors="replace")
     assert_text(tokenizer, ids, want, "special tokens between broken bytes")
     refuses(ValueError, lambda: tokenizer.decode([len(table)]), because=f"there is no id {len(table)}")
+
+
+@given(case=specials())
+def test_special_tokens_may_come_at_any_time(subject, case):
+    """A token that is added to a tokenizer in use is one id from then on, and decodes.
+
+    Catches a regex or a table of the tokens that is made once and kept."""
+    tokenizer = train(subject, case)
+    merges, tokens = merges_of(tokenizer), {}
+    text = "ab".join(case.tokens)
+    for token in case.tokens:
+        returned(lambda token=token: tokenizer.add_special_tokens([token]), "add_special_tokens")
+        tokens[token] = new = 256 + len(merges) + len(tokens)
+        want = encoded_with(merges, text, case.pattern, tokens)
+        assert_equal(ids_of(tokenizer, text, allowed_special="all"), want, f"the ids of {text!r}")
+        assert_text(tokenizer, [97, new], "a" + token)
 
 
 @given(case=specials())
@@ -739,26 +834,29 @@ def test_bad_special_tokens_are_refused(subject, case, at):
 def test_only_special_tokens_can_be_allowed(subject, case):
     """allowed_special that names anything but a special token is a ValueError.
 
-    Catches a misspelled token that is silently encoded as text."""
+    Catches a misspelled token that is silently encoded as text, also where there are no special tokens, and
+    "all" found in a list."""
     tokenizer, tokens = with_tokens(subject, case)
-    for allowed in ({"<|unknown|>"}, [*tokens, "<|unknown|>"]):
-        refuses(
-            ValueError,
-            lambda allowed=allowed: tokenizer.encode(case.text, allowed_special=allowed),
-            because="'<|unknown|>' is no special token",
-        )
+    for allowed in ({"<|unknown|>"}, [*tokens, "<|unknown|>"], ["all"]):
+        for one in (tokenizer, train(subject, case)):
+            refuses(
+                ValueError,
+                lambda one=one, allowed=allowed: one.encode(case.text, allowed_special=allowed),
+                because=f"{[*allowed][-1]!r} is no special token",
+            )
 
 
 # --- part 3: words --------------------------------------------------------------------------------
 
 
 def merges_learned(subject, text, num_merges):
-    merges = returned(lambda: subject.learn_bpe(text, num_merges), "learn_bpe")
-    return [tuple(pair) for pair in merges]
+    return pairs_of(returned(lambda: subject.learn_bpe(text, num_merges), "learn_bpe"))
 
 
 def symbols_of(subject, text, merges):
-    symbols = returned(lambda: subject.apply_bpe(text, list(merges)), "apply_bpe")
+    given = list(merges)
+    symbols = returned(lambda: subject.apply_bpe(text, given), "apply_bpe")
+    assert_equal(given, list(merges), "the list of merges afterwards")
     assert_true(
         isinstance(symbols, list), "apply_bpe gave no list", expected="a list of symbols", got=symbols
     )
@@ -859,6 +957,10 @@ def probes(subject):
     def file(tokenizer):
         return through_a_file(tokenizer, subject.Tokenizer.load)
 
+    def files(*trainings):
+        tokenizers = [subject.Tokenizer.train(*training) for training in trainings]
+        return through_files(tokenizers, subject.Tokenizer.load)
+
     def two():
         one = subject.Tokenizer.train("abab", 257, pattern=words)
         before = one.encode("abab")
@@ -878,6 +980,28 @@ def probes(subject):
         numbers = [97, 98]
         subject.Tokenizer.train("ab", 256).decode(numbers)
         return numbers
+
+    def later():
+        tokenizer = tokens(["<x>"])
+        tokenizer.encode("<x>", allowed_special="all")
+        tokenizer.add_special_tokens(["<y>"])
+        return tokenizer.encode("<x><y>", allowed_special="all")
+
+    def decoded_later():
+        tokenizer = tokens(["<x>"])
+        tokenizer.decode([97])
+        tokenizer.add_special_tokens(["<y>"])
+        return tokenizer.decode([256 + len(tokenizer.merges) + 1])
+
+    def tokens_given():
+        new = ["<x>"]
+        tokens(new)
+        return new
+
+    def merges_given():
+        merges = [("a", "b")]
+        subject.apply_bpe("ab", merges)
+        return merges
 
     def refused():
         tokenizer = tokens(["<x>"])
@@ -908,35 +1032,51 @@ def probes(subject):
         "ids, groups": lambda: ids("ab", 258, "(a)b|(b)", "abba"),
         "ids, unseen": lambda: ids("ab", 258, None, "e\u0301\r\n日"),
         "ids, long": lambda: len(ids("ab", 257, None, "ab" * 129)),
+        "ids, very long": lambda: len(ids("ab", 257, None, "a" + "ab" * 160)),
+        "merges, hundreds": lambda: merges("b" * 300 + "a" * 280, 257),
+        "ids, lines": lambda: ids("aa\nbb", 300, "^.|b$", "aa\nbb"),
+        "ids, dot": lambda: ids("ab\nb" * 2, 300, "b.", "ab\nb"),
+        "ids, case": lambda: ids("ABAB", 300, "ab", "ABAB"),
+        "ids, letters": lambda: ids("éb" * 2, 300, r"\w+", "éb"),
         "text, broken": lambda: text(257, [0xE6, 256, 97, 0x80]),
         "text, two halves": lambda: text(256, [0xC3, 0xA9]),
         "text, white": lambda: text(256, [32, 97, 10]),
         "text, unknown": lambda: text(256, [97, 256]),
-        "text, negative": lambda: text(256, [97, -1]),
+        "text, negative": lambda: text(257, [97, -1]),
         "the ids afterwards": used,
         "two tokenizers": two,
         "encoded twice": twice,
         "loaded, merges": lambda: merges_of(file(subject.Tokenizer.train("zyzyzyabab", 260))),
         "loaded, pattern": lambda: file(subject.Tokenizer.train("abab", 260, pattern=r"\w\w")).encode("xab"),
         "loaded, tokens": lambda: dict(file(tokens(["b a", "<x>\n"])).special_tokens),
+        "loaded, tuples": lambda: [type(pair) for pair in file(tokens()).merges] == [tuple] * 4,
+        "loaded, two": lambda: [merges_of(one) for one in files(("abab", 257), ("cdcd", 257))],
+        "loaded, over another": lambda: merges_of(files(("abab", 257), ("cdcd", 258))[1]),
         "tokens, in order": lambda: dict(tokens(["b", "a"]).special_tokens),
         "tokens, in two goes": lambda: dict(tokens(["b"], ["a"]).special_tokens),
         "tokens, two tokenizers": two_with_tokens,
         "tokens, empty": lambda: dict(tokens([""]).special_tokens),
         "tokens, repeated": lambda: dict(tokens(["<x>"], ["<x>"]).special_tokens),
         "tokens, refused": refused,
+        "tokens, later": later,
+        "tokens, decoded later": decoded_later,
+        "tokens, the list afterwards": tokens_given,
         "special, all": lambda: special("all", "<|end|>x<|endaabab", *nested),
         "special, longest first": lambda: special("all", "<|end|>", ["<|end|>", "<|end"]),
         "special, one": lambda: special(["<|end"], "<|end|>ab", *nested),
         "special, none": lambda: special((), "<|end|>ab", *nested),
         "special, regex": lambda: special("all", "axb a.b|", ["a.b", "[ab]", "|"]),
+        "special, case": lambda: special("all", "<X>", ["<x>"]),
         "special, overlapping": lambda: special("all", "abcd", ["ab", "bcd"]),
         "special, unknown": lambda: special(["<y>"], "a", ["<x>"]),
+        "special, unknown to none": lambda: special(["<y>"], "a"),
+        "special, all in a list": lambda: special(["all"], "a", ["<x>"]),
         "special, between": lambda: special("all", "ab<x>cd", ["<x>"], seen="abcd" * 3),
         "special, white": lambda: special("all", "a <x> b", ["<x>"]),
         "special, pattern": lambda: special("all", "ab a b", ["b a"], pattern=r"\w+|\s"),
         "special, decoded": lambda: tokens(["<x>"]).decode([97, 260, 98]),
         "special, in broken bytes": lambda: tokens(["<x>"]).decode([0xF0, 260, 0x9F]),
+        "words, the merges afterwards": merges_given,
         "words, ties": lambda: merges_learned(subject, "ab ba abc cab", 5),
         "words, counts": lambda: merges_learned(subject, "low low low newer newer wider", 9),
         "words, inside": lambda: merges_learned(subject, "ab ab ab cab cab cbab b.b bxb b.b", 12),

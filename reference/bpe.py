@@ -208,7 +208,8 @@ class _Pairs:
 
     A merge makes pairs with the new token only, none more frequent than the merged pair, and takes from
     all others. So the counts of the pairs that come next never rise, and a pair may wait in a list of all
-    that have its count, until that count is reached; then the list is put in order, as a heap.
+    that have its count, until that count is reached; then the list is put in order, as a heap. Most
+    pairs are rare and never come up.
     """
 
     def __init__(self, chunks: Mapping[str, int]):
@@ -216,16 +217,18 @@ class _Pairs:
         self.weights = list(chunks.values())
         self.places: dict[str, list[int]] = {}  # pair → the chunks where it was found, once an occurrence
         self.counts: dict[str, int] = {}
-        self.waiting: defaultdict[int, list[str]] = defaultdict(list)  # count, perhaps less by now → pairs
-        self.ready: list[str] = []  # the heap of those that had self.level
-        self.level = 0
+        self.waiting: dict[int, list[str]] = {}  # count, perhaps less by now → pairs
+        self.levels: list[
+            int
+        ] = []  # the heap of the counts in self.waiting, negative: the largest comes first
+        self.level = math.inf
+        self.ready: list[str] = []  # the heap of the pairs that had self.level
         found = defaultdict(list)
         for i, tokens in enumerate(self.chunks):
             for pair in map(add, tokens, tokens[1:]):
                 found[pair].append(i)
         for pair, places in found.items():
             self.enter(pair, places)
-        self.level = 1 + max(self.waiting, default=0)
 
     def enter(self, pair: str, places: list[int]) -> int:
         """Take in a new pair; returns its count."""
@@ -234,23 +237,30 @@ class _Pairs:
         # Most new pairs stand in one place: the sum would cost more than all the rest.
         count = weights[places[0]] if len(places) == 1 else sum(map(weights.__getitem__, places))
         self.counts[pair] = count
+        self.wait(pair, count)
+        return count
+
+    def wait(self, pair: str, count: int) -> None:
+        """Put the pair among those that have its count."""
         if count == self.level:
             heappush(self.ready, pair)
-        else:
+        elif count in self.waiting:
             self.waiting[count].append(pair)
-        return count
+        else:
+            self.waiting[count] = [pair]
+            heappush(self.levels, -count)
 
     def most_frequent(self) -> str | None:
         """Hand out the pair to merge next; None if no pair is left."""
-        while self.level:
+        while self.ready or self.levels:
             if not self.ready:
-                self.level -= 1
-                self.ready = self.waiting.pop(self.level, [])
+                self.level = -heappop(self.levels)
+                self.ready = self.waiting.pop(self.level)
                 heapify(self.ready)
             elif (count := self.counts[pair := heappop(self.ready)]) == self.level:
                 return pair
-            else:
-                self.waiting[count].append(pair)
+            elif count:  # merges have taken some of them, but not all
+                self.wait(pair, count)
         return None
 
     def merge(self, pair: str, new: str) -> None:
