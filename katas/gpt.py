@@ -9,7 +9,7 @@ Write the vocabulary, the model, its loss, its training loop and generation.
                                     an nn.Module; gpt.context is the longest text it can read
     gpt(ids)                        logits (batch, time, vocab); row t is about the token after ids[:, t]
     loss(model, ids)                the mean of −log softmax(logits)[next token] over all batch · (time − 1)
-                                    next tokens: a scalar
+                                    next tokens: a scalar of the logits' dtype
     train(model, ids, *, steps, lr) `steps` times on the same ids: gradients of the loss, clipped to a total
                                     norm of 1 over all parameters, and a step of torch's AdamW with its defaults
                                     but lr; returns the losses, each from before its step
@@ -38,14 +38,15 @@ Write the vocabulary, the model, its loss, its training loop and generation.
   generate from no token, with a negative count or temperature. An id that GPT does not know raises IndexError
   or ValueError.
 
-Part 2. extend(model, ids, cache=None) reads ids (batch, new) after what the cache holds (None: nothing), and returns
-their logits (batch, new, vocab) and a cache that holds them too, of any type. The cache passed in stays
-usable. ValueError if cached and new tokens exceed the context. generate_cached returns what generate does for
-the same arguments and an equal generator, of any length, but reads no token twice while the text fits in the context.
+Part 2. extend(model, ids, cache=None) reads ids (batch, new) after what the cache holds (None: nothing), without
+reading that again, and returns their logits (batch, new, vocab) and a cache that holds them too, of any type.
+Every cache stays usable: it can be continued in several ways. ValueError if there is no new token, or cached and
+new tokens exceed the context. generate_cached returns what generate does for the same arguments and an equal
+generator, of any length, refuses the same, and reads no token twice while the text fits in the context.
 
-Part 3. Classifier(gpt, n_classes) has the parameters of the gpt given, which it shares, as `gpt.…`, and of a linear
-layer `head`. classifier(ids, lengths) is (batch, n_classes): head(norm(x)) at the last token of each
-row, of which only the first lengths[i] ids are text and the rest padding, any ids of the vocabulary.
+Part 3. Classifier(gpt, n_classes) has the parameters of the gpt given, which it shares and leaves as they are, as
+`gpt.…`, and of a linear layer `head`. classifier(ids, lengths) is (batch, n_classes): head(norm(x)) at the last
+token of each row, of which only the first lengths[i] ids are text and the rest padding, any ids of the vocabulary.
 ValueError if lengths is not (batch,) or not within 1 … time.
 
 Example:

@@ -1,5 +1,7 @@
 """What people get wrong in a small GPT, from the embedding to the sampler; a debug round plants four of these."""
 
+import torch
+
 from dojo.mistake import Mistake
 
 EMBEDDED = "= self.token_embedding(ids)"
@@ -26,6 +28,30 @@ JOIN_CACHE = """        if cache is not None:
             k, v = (torch.cat(pair, dim=2) for pair in zip(cache[layer], (k, v), strict=True))
 """
 
+
+def _extend_a_buffer(model, ids, cache=None):
+    start, buffers = cache if cache is not None else (0, [])
+    end = start + ids.shape[1]
+    if not start < end <= model.context:
+        raise ValueError(f"{start} cached and {ids.shape[1]} new tokens, the context is {model.context}")
+    x = model.token_embedding(ids) + model.position_embedding(torch.arange(start, end, device=ids.device))
+    for layer, block in enumerate(model.blocks):
+        q, k, v = block.attn.split(block.norm1(x))
+        if cache is None:
+            buffers.append([part.new_zeros(*part.shape[:2], model.context, part.shape[3]) for part in (k, v)])
+        keys, values = buffers[layer]
+        with torch.no_grad():
+            keys[:, :, start:end] = k
+            values[:, :, start:end] = v
+        x = x + block.attn.merge(
+            torch.nn.functional.scaled_dot_product_attention(
+                q, keys[:, :, :end].clone(), values[:, :, :end].clone()
+            )
+        )
+        x = x + block.mlp(block.norm2(x))
+    return model.unembed(model.norm(x)), (end, buffers)
+
+
 MISTAKES = (
     # --- embedding ---
     Mistake(
@@ -48,6 +74,18 @@ MISTAKES = (
         "Some small number: 0.02 or 0.2.",
         "test_a_new_model_is_undecided",
         change=(("std=0.02", "std=0.2"),),
+    ),
+    Mistake(
+        "residual-layers-start-smaller",
+        "layers that write into the stream start smaller by √(2 · n_layers), as in GPT-2, and not with 0.02 like all others",
+        "Every addition makes the stream larger.",
+        "test_a_new_model_is_undecided",
+        change=(
+            (
+                "        self.apply(_initialise)\n",
+                "        self.apply(_initialise)\n        for block in self.blocks:\n            for layer in (block.attn.out, block.mlp.down):\n                nn.init.normal_(layer.weight, std=0.02 / (2 * n_layers) ** 0.5)\n",
+            ),
+        ),
     ),
     Mistake(
         "padding-row",
@@ -76,6 +114,19 @@ MISTAKES = (
         "Any order of the vocabulary will do.",
         "test_characters_are_numbered_in_sorted_order",
         change=(("sorted(set(text))", "list(dict.fromkeys(text))"),),
+    ),
+    Mistake(
+        "capitals-made-small",
+        "capitals are taken for small letters",
+        "Fewer characters are easier to learn.",
+        "test_characters_are_numbered_in_sorted_order",
+        change=(
+            ("sorted(set(text))", "sorted(set(text.lower()))"),
+            (
+                "        if not set(text) <= self.ids.keys():",
+                "        text = text.lower()\n        if not set(text) <= self.ids.keys():",
+            ),
+        ),
     ),
     Mistake(
         "negative-ids-decoded",
@@ -164,6 +215,32 @@ MISTAKES = (
         "Fill with a number that softmax turns into nothing.",
         "test_the_future_never_matters",
         change=(('float("-inf")', "1e-9"),),
+    ),
+    Mistake(
+        "mask-fills-minus-100",
+        "hidden scores are −100, which is not small where all scores are smaller still",
+        "exp(−100) is nothing.",
+        "test_large_scores_change_nothing",
+        change=(('float("-inf")', "-100.0"),),
+    ),
+    Mistake(
+        "mask-ends-after-64",
+        "a token sees no further back than 64 tokens, whatever the context is",
+        "The examples are shorter than that.",
+        "test_long_texts_equal_the_definition",
+        change=((TRIANGLE, ".tril(keys - queries).triu(keys - queries - 63)"),),
+    ),
+    Mistake(
+        "exp-without-the-maximum",
+        "the softmax takes exp of the scores as they are, which overflows for large ones",
+        "The quotient is the same.",
+        "test_large_scores_change_nothing",
+        change=(
+            (
+                SOFTMAX,
+                'scores.masked_fill(~past, float("-inf")).exp()\n    weights = weights / weights.sum(dim=-1, keepdim=True)',
+            ),
+        ),
     ),
     Mistake(
         "mask-after-softmax",
@@ -282,6 +359,18 @@ MISTAKES = (
         ),
     ),
     # --- layers ---
+    Mistake(
+        "last-row-alone-in-eval",
+        "in eval mode the model returns its last row alone",
+        "Generation needs no other.",
+        "test_logits_equal_the_definition",
+        change=(
+            (
+                "        return self.unembed(self.trunk(ids))\n",
+                "        x = self.trunk(ids)\n        return self.unembed(x if self.training else x[:, -1:])\n",
+            ),
+        ),
+    ),
     Mistake(
         "one-block-repeated",
         "all layers are the same block, with one set of weights",
@@ -410,6 +499,13 @@ MISTAKES = (
         "Cross-entropy compares distributions.",
         "test_the_loss_is_the_mean_over_all_next_tokens",
         change=((ENTROPY, "F.cross_entropy(F.softmax(logits, dim=-1).flatten(0, 1), targets.flatten())"),),
+    ),
+    Mistake(
+        "log-of-a-softmax",
+        "the loss takes the logarithm of softmax's result, which is 0 for unlikely tokens",
+        "That is what the formula says.",
+        "test_the_loss_is_the_mean_over_all_next_tokens",
+        change=((ENTROPY, "F.nll_loss(F.softmax(logits, dim=-1).log().flatten(0, 1), targets.flatten())"),),
     ),
     Mistake(
         "token-0-ignored",
@@ -597,6 +693,38 @@ MISTAKES = (
             ),
         ),
     ),
+    Mistake(
+        "fifty-likeliest-only",
+        "tokens are drawn from the fifty likeliest ones only",
+        "Top-k makes better text.",
+        "test_no_token_is_too_unlikely_to_be_drawn",
+        change=(
+            (
+                DRAW,
+                "torch.multinomial(probs * (probs.argsort(-1).argsort(-1) >= probs.shape[-1] - 50), num_samples=1, generator=generator)",
+            ),
+        ),
+    ),
+    Mistake(
+        "temperature-not-checked",
+        "a negative temperature is not refused, and makes the least likely token the likeliest",
+        "Nobody asks for that.",
+        "test_what_cannot_be_generated_is_refused",
+        change=((" or count < 0 or temperature < 0:", " or count < 0:"),),
+    ),
+    Mistake(
+        "gradients-left-switched-off",
+        "generation switches gradients off for good",
+        "set_grad_enabled(False) is what no_grad does.",
+        "test_generation_continues_the_text_and_leaves_the_model",
+        change=(
+            (
+                "    _check(ids, count, temperature)\n    for _ in range(count):\n",
+                "    _check(ids, count, temperature)\n    torch.set_grad_enabled(False)\n    for _ in range(count):\n",
+            ),
+            ("@torch.no_grad()\ndef generate(\n", "def generate(\n"),
+        ),
+    ),
     # --- part 2: the cache ---
     Mistake(
         "positions-start-again",
@@ -641,6 +769,13 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "buffer-shared-by-continuations",
+        "keys are written into one buffer as long as the context, which all continuations of a cache share",
+        "What is past the cache's length is nobody's.",
+        "test_a_cache_can_be_continued_twice",
+        define=(("extend", _extend_a_buffer),),
+    ),
+    Mistake(
         "new-tokens-alone-bounded",
         "the context bounds the new tokens, and not the cached ones with them",
         "The model reads no more than it is given.",
@@ -682,6 +817,13 @@ MISTAKES = (
                 "unread = choose(logits[:, -1], generator, 1.0)",
             ),
         ),
+    ),
+    Mistake(
+        "cached-without-checks",
+        "generate_cached checks nothing of what generate checks",
+        "The checks stand in generate.",
+        "test_cached_generation_refuses_what_generation_refuses",
+        change=(("    _check(ids, count, temperature)\n    unread", "    unread"),),
     ),
     # --- part 3: the classifier ---
     Mistake(
@@ -730,6 +872,18 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "trunk-initialised-again",
+        "the classifier initialises all its layers, and with them the model that it was given",
+        "A new module starts with new weights.",
+        "test_the_classifier_shares_the_model",
+        change=(
+            (
+                "        self.head = nn.Linear(gpt.token_embedding.embedding_dim, n_classes)\n",
+                "        self.head = nn.Linear(gpt.token_embedding.embedding_dim, n_classes)\n        self.apply(_initialise)\n",
+            ),
+        ),
+    ),
+    Mistake(
         "length-zero",
         "a text of length 0 is scored by the last place of all",
         "Lengths are positive.",
@@ -741,15 +895,17 @@ MISTAKES = (
 _PLACES = {
     "embedding": (
         "embedding-times-root", "embedding-of-size-one", "initialised-ten-times-too-wide", "padding-row",
-        "embedding-renormalised", "ids-by-place-in-the-text",
+        "embedding-renormalised", "ids-by-place-in-the-text", "vocabulary-by-first-appearance",
+        "capitals-made-small", "negative-ids-decoded", "residual-layers-start-smaller",
     ),
     "positions": (
         "position-of-the-text-in-the-batch", "positions-from-the-end", "positions-end-at-the-context",
-        "position-table-by-token", "no-positions",
+        "position-table-by-token", "no-positions", "context-not-checked",
     ),
     "mask": (
         "mask-lets-the-next-token-through", "mask-upside-down", "mask-inverted", "mask-fills-1e-9",
-        "mask-after-softmax", "softmax-over-queries",
+        "mask-fills-minus-100", "mask-after-softmax", "softmax-over-queries", "mask-ends-after-64",
+        "exp-without-the-maximum",
     ),
     "scores": ("no-scale", "root-of-d-model", "root-of-time"),
     "heads": ("viewed-as-heads-first", "joined-without-transpose", "joined-time-first", "heads-interleaved"),
@@ -757,14 +913,17 @@ _PLACES = {
         "no-output-layer", "queries-and-keys-swapped", "no-activation", "relu", "gelu-by-tanh",
         "probabilities-for-logits",
     ),
-    "layers": ("one-block-repeated", "blocks-in-a-plain-list", "blocks-without-effect"),
+    "layers": (
+        "one-block-repeated", "blocks-in-a-plain-list", "blocks-without-effect", "last-row-alone-in-eval",
+        "heads-not-checked",
+    ),
     "residual": (
         "no-residual-around-attention", "no-residual-around-mlp", "residual-of-the-normed", "post-norm",
         "norm1-twice", "parallel-branches", "no-norm-before-mlp", "no-last-norm",
     ),
     "loss": (
         "no-shift", "shifted-backwards", "second-token-left-out", "loss-of-the-last-token", "loss-summed",
-        "softmax-twice", "token-0-ignored", "flattened-in-two-orders",
+        "softmax-twice", "log-of-a-softmax", "token-0-ignored", "flattened-in-two-orders", "loss-of-one-token",
     ),
     "optimiser": (
         "gradients-never-zeroed", "zeroed-before-the-step", "zeroed-after-the-step-only",
@@ -774,7 +933,8 @@ _PLACES = {
     "sampling": (
         "first-row-read", "first-context-tokens", "window-one-short", "new-tokens-never-read",
         "greedy-only-at-zero", "temperature-multiplied", "temperature-ignored", "softmax-over-the-batch",
-        "drawn-from-global-state", "drawn-from-the-first-text",
+        "drawn-from-global-state", "drawn-from-the-first-text", "fifty-likeliest-only",
+        "temperature-not-checked", "gradients-left-switched-off",
     ),
 }  # fmt: skip
 

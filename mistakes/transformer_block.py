@@ -135,6 +135,13 @@ MISTAKES = (
         change=((HEADS, HEADS.replace("causal=True", "causal=False")),),
     ),
     Mistake(
+        "window-of-64",
+        "a token sees no further back than 64 tokens",
+        "The examples are shorter than that.",
+        "test_long_sequences_equal_the_definition",
+        change=((HEADS, HEADS + ", window=64"),),
+    ),
+    Mistake(
         "no-positions",
         "no rotary positions are passed to attention",
         "The causal mask tells the order.",
@@ -166,7 +173,7 @@ MISTAKES = (
         "in-place-residual",
         "attention is added to x in place: the caller's x changes",
         "x += saves memory.",
-        "test_a_new_block_has_the_parameters_of_its_parts",
+        "test_pre_norm_equals_its_definition",
         change=(
             (
                 PRE_ATTN,
@@ -278,6 +285,35 @@ MISTAKES = (
         change=(
             (IDS, "if (tokens >= self.embed.num_embeddings).any():"),
             (EMBED, "        x = self.embed(tokens % self.embed.num_embeddings)\n"),
+        ),
+    ),
+    Mistake(
+        "tokens-not-checked",
+        "tokens are left to the lookup, which raises IndexError",
+        "nn.Embedding checks its range.",
+        "test_tokens_that_do_not_fit_are_refused",
+        change=((IDS, "if False:"),),
+    ),
+    Mistake(
+        "max-len-not-checked",
+        "more tokens than max_len are read like any others",
+        "Rotary positions have no end.",
+        "test_blocks_that_do_not_fit_are_refused",
+        change=(
+            (ROPE, ROPE.replace("cfg.max_len,", "100 * cfg.max_len,")),
+            (" or tokens.shape[1] > self.max_len", ""),
+        ),
+    ),
+    Mistake(
+        "layers-detached-in-eval",
+        "in eval mode no gradient passes through the blocks",
+        "Gradients are for training.",
+        "test_the_embedding_learns_from_both_ends",
+        change=(
+            (
+                "            x = block(x)\n",
+                "            x = block(x) if self.training else block(x).detach()\n",
+            ),
         ),
     ),
 )

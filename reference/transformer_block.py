@@ -88,10 +88,10 @@ class DecoderLM(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time vocab"]:
         """ValueError if tokens are not (batch, time), longer than max_len, or no ids of the vocabulary."""
-        whole = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
+        whole = tokens.dtype in (torch.int32, torch.int64)
         if tokens.ndim != 2 or tokens.shape[1] > self.max_len or not whole:
             raise ValueError(
-                f"tokens {tuple(tokens.shape)} of {tokens.dtype}: not (batch, time ≤ {self.max_len})"
+                f"tokens {tuple(tokens.shape)} of {tokens.dtype}: not (batch, time ≤ {self.max_len}) of integers"
             )
         if ((tokens < 0) | (tokens >= self.embed.num_embeddings)).any():
             raise ValueError(f"tokens {tokens.tolist()} must be in [0, {self.embed.num_embeddings})")
