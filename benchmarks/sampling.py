@@ -3,8 +3,8 @@
     python -m benchmarks.sampling [--vocab 128000] [--rows 4] [--repeats 15]
 
 One thread, float32. Peaked logits are those of a confident model (noise of standard deviation 4: the nucleus
-holds some hundreds of tokens), flat ones have a nucleus of tens of thousands, so that the reference has to
-fall back on sorting everything. The two take turns, so that a busy machine slows both alike; a ratio is the
+holds some hundreds of tokens), flat ones have a nucleus of tens of thousands, beyond the 1,024 that the
+reference looks at first. The two take turns, so that a busy machine slows both alike; a ratio is the
 median of the ratios of the rounds. Before anything is timed, the nuclei are compared: they may differ by
 tokens that tie at the edge, or that rounding decides.
 """

@@ -15,9 +15,11 @@ exactly one more token, in place of the first draft refused or, if none was, aft
 - All randomness comes from generator: equal states of it give equal tokens, and no other random state is
   read or moved. In which order and how much you draw is yours.
 - target_probs is (K + 1, vocab), draft_probs (K, vocab), both of one floating dtype; draft_tokens is (K,),
-  int64. For half types, sums run in float32. Inputs are left alone.
-- Rows may sum to 1 only up to rounding (±0.01). If that leaves nothing to draw a replacement from, it is
-  drawn from the target's row.
+  int64. Inputs are left alone. Rows are not rounded to less than came in, float64 not to float32 (uniform
+  numbers may be float32); for half types, sums run in float32.
+- Rows may sum to 1 only up to rounding (±0.01), and are drawn from as if divided by their sum. If rounding
+  leaves nothing to draw a replacement from, it is drawn from the target's row. A difference, however small,
+  is not nothing.
 - ValueError, with the values received, if shapes do not fit; if a row holds a negative number or NaN, or
   sums to something else; if a draft is no token, or has probability 0 in its own row.
 
@@ -32,16 +34,17 @@ fewer if eos comes: the first eos is the last token. Returned are the new tokens
 empty caches (see CachedModel), and share a vocabulary.
 
 - The new tokens are distributed as if sampled from the target one by one.
-- A round samples up to k drafts from the draft model, one run for each, has the target judge them in one
-  run, and applies speculative_step. Besides the rounds each model may run once, to read the prompt.
+- A round samples k drafts from the draft model, one run for each, has the target judge them in one run, and
+  applies speculative_step; there are fewer drafts only where the text ends before more could be of use.
+  Besides the rounds each model may run once, to read the prompt.
 - No model reads the same token at the same place twice. What a model reads follows only the text so far
   and drafts of the present round: refused drafts leave both caches.
 - ValueError, with the values received, if prompt is empty or no row, k < 1, or max_new_tokens < 0.
 
 Part 3. Choose k. Suppose every draft is accepted with probability alpha, independently.
-    acceptance_rate(target_probs, draft_probs)   (…, vocab) twice → (…): the probability with which a draft
-                                                 sampled from the draft row is accepted; ValueError if the
-                                                 shapes differ.
+    acceptance_rate(target_probs, draft_probs)   (…, vocab) twice → (…), of the rows' dtype: the probability
+                                                 with which a draft sampled from the draft row is accepted,
+                                                 as precise as in part 1; ValueError if the shapes differ.
     expected_tokens(alpha, k)                    how many tokens a step with k drafts emits on average.
     best_k(alpha, cost, max_k)                   the k in 0 … max_k with most tokens per unit of time, if a
                                                  target run takes 1 and a draft run cost; the smallest of

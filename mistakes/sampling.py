@@ -5,11 +5,10 @@ from dojo.mistake import Mistake
 LEAST_K = "    least = logits.topk(min(k, logits.shape[-1])).values[..., -1:]\n"
 CUT_K = "    return logits.masked_fill(logits < least, -math.inf)\n"
 SEARCH = """    if (mass[..., -1] < p).any():
-        ranked = wide.sort(descending=True).values
-        mass = (ranked - total).exp().cumsum(-1)
+        ranked, mass = _around_the_edge(wide, total, p)
 """
 PLACE = "    place = (mass < p).sum(-1, keepdim=True).clamp(max=mass.shape[-1] - 1)\n"
-CUT_P = "    return logits.masked_fill(wide < ranked.gather(-1, place), -math.inf)\n"
+CUT_P = "    return torch.where(wide < ranked.gather(-1, place), -math.inf, logits)\n"
 LEAST_M = "    least = wide.amax(-1, keepdim=True) + (math.log(p) if p else -math.inf)\n"
 CUT_M = "    return logits.masked_fill(wide < least, -math.inf)\n"
 COLD = "    if temperature == 0:\n        return greedy(logits)\n"
@@ -248,6 +247,12 @@ MISTAKES = (
                 "    total = wide.logsumexp(-1, keepdim=True)\n",
                 "    total = wide.exp().sum(-1, keepdim=True).log()\n",
             ),
+            (
+                SEARCH,
+                "    if (mass[..., -1] < p).any():\n"
+                "        ranked = wide.sort(descending=True).values\n"
+                "        mass = (ranked - total).exp().cumsum(-1)\n",
+            ),
         ),
     ),
     Mistake(
@@ -411,6 +416,50 @@ MISTAKES = (
             ),
         ),
     ),
+    Mistake(
+        "logits-in-half-precision",
+        "logits are rounded to half precision, in which neighbours are equal",
+        "bfloat16 is precise enough for a ranking.",
+        "test_neighbouring_numbers_are_told_apart",
+        change=(
+            ("    return logits.argmax(-1)\n", "    return logits.bfloat16().argmax(-1)\n"),
+            (LEAST_K, "    rough = logits.bfloat16()\n" + LEAST_K.replace("logits.topk", "rough.topk")),
+            (CUT_K, CUT_K.replace("logits < least", "rough < least")),
+        ),
+    ),
+    Mistake(
+        "min-p-in-half-precision",
+        "min_p compares half-precision probabilities, which are off by half a percent",
+        "The result is in the dtype that came in.",
+        "test_min_p_tells_just_above_from_just_below",
+        change=(
+            (LEAST_M, "    chances = logits.softmax(-1)\n    least = p * chances.amax(-1, keepdim=True)\n"),
+            (CUT_M, CUT_M.replace("wide < least", "chances < least")),
+        ),
+    ),
+    Mistake(
+        "fifty-at-most",
+        "sample never looks beyond the fifty likeliest tokens, though no top_k is given",
+        "Everybody's default for top_k is 50.",
+        "test_a_large_half_precision_vocabulary_is_drawn_evenly",
+        change=(
+            (ORDER, ORDER.replace("logits if k is None else top_k(logits, k)", "top_k(logits, k or 50)")),
+        ),
+    ),
+    Mistake(
+        "read-from-a-copy",
+        "the draw reads a copy of the generator, which itself moves on by one number only",
+        "One number a call is enough to be different.",
+        "test_draws_are_independent",
+        change=(
+            (
+                DRAWN,
+                "    copied = torch.Generator().set_state(generator.get_state())\n"
+                "    torch.rand(1, generator=generator)\n"
+                + DRAWN.replace("generator=generator", "generator=copied"),
+            ),
+        ),
+    ),
     # --- part 2
     Mistake(
         "first-place-not-last",
@@ -425,6 +474,13 @@ MISTAKES = (
         "The model remembers the rest.",
         "test_greedy_text_is_the_likeliest_token_again_and_again",
         change=((TOKEN, TOKEN.replace("model(text)", "model(text[:, -1:])")),),
+    ),
+    Mistake(
+        "a-window-of-the-text",
+        "the model is shown the last sixteen tokens only",
+        "What is far back hardly matters.",
+        "test_greedy_text_is_the_likeliest_token_again_and_again",
+        change=((TOKEN, TOKEN.replace("model(text)", "model(text[:, -16:])")),),
     ),
     Mistake(
         "prompt-returned-too",

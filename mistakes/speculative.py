@@ -136,6 +136,13 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "ratios-multiplied",
+        "draft i is accepted with the product of min(1, p/q) up to it: what came before is paid for twice",
+        "Draft i is kept only if those before it are, so the probabilities multiply.",
+        "test_every_outcome_is_as_likely_as_the_rule_makes_it",
+        change=(("uniform < wanted / offered", "uniform < (wanted / offered).clamp(max=1).cumprod(0)"),),
+    ),
+    Mistake(
         "almost-always-accepted",
         "the acceptance probability is held below 0.99",
         "Clamping keeps the comparison away from 1.",
@@ -358,6 +365,18 @@ MISTAKES = (
         "A draft is refused only where p < q, so p > q somewhere.",
         "test_rounding_may_leave_no_residual",
         change=((GUARD, "        weights = residual / residual.sum()\n"),),
+    ),
+    Mistake(
+        "likeliest-where-no-residual-is-left",
+        "if nothing is left to draw from, the target's likeliest token is taken",
+        "It hardly ever happens, so anything will do.",
+        "test_rows_that_sum_to_a_little_less_are_drawn_from_as_others",
+        change=(
+            (
+                GUARD,
+                "        weights = residual if residual.any() else torch.eye(len(weights))[weights.argmax()]\n",
+            ),
+        ),
     ),
     Mistake(
         "epsilon-on-the-residual",
@@ -880,6 +899,13 @@ MISTAKES = (
         "Alpha is one number.",
         "test_acceptance_rate_is_the_mass_that_the_rows_share",
         change=(("shared.sum(-1)", "shared.sum(-1).mean()"),),
+    ),
+    Mistake(
+        "rates-of-doubles-in-floats",
+        "acceptance_rate rounds float64 rows to float32",
+        "It is only an estimate.",
+        "test_acceptance_rate_is_the_mass_that_the_rows_share",
+        change=((SHARED, SHARED.replace("_widened(", "torch.Tensor.float(")),),
     ),
     Mistake(
         "rates-of-broadcast-rows",

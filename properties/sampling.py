@@ -5,8 +5,8 @@ Most claims are about support and hold whatever is drawn. Three count outcomes. 
 fixed seeds, so that a file gets the same verdict every time; what is random is only which of the right
 ways to use a generator the file has chosen. A cell that a right file fills with probability p deviates as
 far as ``surprise`` allows with a probability of at most 2·exp(−SURPRISE) (Chernoff's bound, no
-approximation); there are fewer than 130 cells in the kata, so a right file is refused with a probability
-below 130 · 2·exp(−28) = 1.8e-10. The claim that likely tokens do come adds less than 1e-10 (see there)."""
+approximation); there are fewer than 160 cells in the kata, so a right file is refused with a probability
+below 160 · 2·exp(−28) = 2.3e-10. The claim that likely tokens do come adds less than 1e-10 (see there)."""
 
 import math
 import random
@@ -41,7 +41,7 @@ NOT_FP16 = st.sampled_from((torch.float32, torch.float64, torch.bfloat16))
 
 SCALES = st.sampled_from((1.0, 0.1, 5.0))
 SHARES = st.sampled_from((0.5, 0.9, 0.05, 0.3, 0.7, 0.99, 1.0, 0.0))
-TEMPERATURES = st.sampled_from((0.5, 2.0, 1.0, 0.1, 3.0, 1e-3))
+TEMPERATURES = st.sampled_from((0.5, 2.0, 1.0, 0.1, 3.0, 1e-3, 50.0, 1e-5))
 SEEDS = st.integers(0, 63)
 SURPRISE = 28.0
 """How many nats a count may deviate: the false-alarm rate of a cell is at most 2·exp(−28) = 1.4e-12."""
@@ -131,10 +131,10 @@ def draws(draw, dtypes=DTYPES, least=1):
 
 
 @st.composite
-def texts(draw, *, greedily=False, stop=False, batch=(1, 3)):
+def texts(draw, *, greedily=False, stop=False, batch=(1, 3), lengths=range(7)):
     """A table of ladders, or of rows with one clear winner, and one to three prompts."""
     vocab, states = draw(st.integers(2, 5)), draw(st.integers(1, 7))
-    length, new = draw(st.integers(1, 3)), draw(st.integers(0, 6))
+    length, new = draw(st.integers(1, 3)), draw(st.sampled_from(lengths))
     pick = random.Random(draw(st.integers(0, 2**16))).randrange
     table = [ladder(pick, vocab) for _ in range(states)]
     prompt = torch.tensor([[pick(vocab) for _ in range(length)] for _ in range(draw(st.integers(*batch)))])
@@ -158,10 +158,8 @@ class Model:
         )
         assert_true(len(self.seen) < 100, "the model has run 100 times, and the text is not done")
         self.seen.append(tokens.tolist())
-        after = [
-            [state_of(row[: i + 1], len(self.table)) for i in range(len(row))] for row in tokens.tolist()
-        ]
-        return self.table[torch.tensor(after, dtype=torch.int64).reshape(tokens.shape)]
+        sums = ((tokens + 1) * torch.arange(1, tokens.shape[1] + 1)).cumsum(1)
+        return self.table[sums % len(self.table)]
 
 
 def state_of(text, states):
@@ -308,6 +306,24 @@ def test_temperature_divides_the_logits(subject, case, t):
     assert_close(got, want, dtype=case.logits.dtype, magnitude=size)
 
 
+@examples(quick=2, full=15)
+@given(seed=SEEDS, dtype=DTYPES, vocab=st.integers(2, 6), k=st.integers(1, 5), start=st.sampled_from((1, -3)))
+def test_neighbouring_numbers_are_told_apart(subject, seed, dtype, vocab, k, start):
+    """Of logits that are neighbours in their dtype greedy, and sample with temperature=0, take the largest, and
+    top_k keeps the k largest exactly.
+
+    Catches logits rounded to a narrower type, float64 to float32 as well, and their probabilities, many of
+    which are equal then, in place of the logits."""
+    steps = torch.randperm(vocab, generator=seeded(seed))
+    row = (start + steps.double() * epsilon(dtype) * abs(start)).to(dtype)
+    largest = steps.argmax()
+    assert_equal(subject.greedy(row), largest, f"greedy of numbers {epsilon(dtype):.2g} apart")
+    cold = subject.sample(row, generator=seeded(seed), temperature=0.0)
+    assert_equal(cold, largest, f"sample with temperature=0 of numbers {epsilon(dtype):.2g} apart")
+    kept = kept_by(subject, "top_k", Rows(row), k)
+    assert_equal(kept, steps >= vocab - k, f"what top_k keeps of numbers {epsilon(dtype):.2g} apart")
+
+
 @examples(quick=4, full=40)
 @given(case=rows(), k=st.integers(1, 8))
 def test_top_k_keeps_the_k_largest(subject, case, k):
@@ -330,10 +346,8 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_p(subject, case, p):
 
     Catches a nucleus that stops short of p, or goes one further, and sums over unsorted tokens."""
     kept = kept_by(subject, "top_p", case, p)
-    kind = torch.float32 if case.logits.dtype in HALF_TYPES else case.logits.dtype
     for ranked, count in each_row(case, kept):
-        slack = tolerance(kind, length=len(ranked), magnitude=1 + max(map(abs, ranked)))
-        assert_nucleus(ranked, count, p, slack)
+        assert_nucleus(ranked, count, p, rounding(case.logits.dtype, ranked))
 
 
 def assert_nucleus(ranked, count, p, slack):
@@ -348,16 +362,14 @@ def assert_nucleus(ranked, count, p, slack):
 
 
 @examples(quick=4, full=30)
-@given(case=rows(dtypes=st.sampled_from((torch.float32, torch.float64))), above=st.booleans())
+@given(case=rows(), above=st.booleans())
 def test_the_token_that_crosses_p_belongs_to_the_nucleus(subject, case, above):
     """Whatever is just above or just below the mass of the first n tokens decides whether there are n + 1
     or n.
 
-    Here p is put beside each step of the cumulative sum. Catches < for ≤ across whole tokens, and a mask that
-    is shifted the wrong way."""
-    row = case.logits.reshape(-1, case.logits.shape[-1])[0]
-    ranked = sorted((v for v in row.double().tolist() if v > OUT), reverse=True)
-    slack = tolerance(row.dtype, length=len(ranked), magnitude=1 + max(map(abs, ranked)))
+    Here p is put beside each step of the cumulative sum. Catches < for ≤ across whole tokens, a mask that is
+    shifted the wrong way, and probabilities in less precision than is due."""
+    row, ranked, slack = first_row(case)
     mass = 0.0
     for one in probabilities(ranked):
         mass += one
@@ -365,6 +377,18 @@ def test_the_token_that_crosses_p_belongs_to_the_nucleus(subject, case, above):
         kept = kept_by(subject, "top_p", Rows(row), p)
         for again, count in each_row(Rows(row), kept):
             assert_nucleus(again, count, p, slack)
+
+
+def first_row(case):
+    """The first row of the logits, its finite numbers from the largest down, and how far off rounding may be."""
+    row = case.logits.reshape(-1, case.logits.shape[-1])[0]
+    ranked = sorted((v for v in row.double().tolist() if v > OUT), reverse=True)
+    return row, ranked, rounding(row.dtype, ranked)
+
+
+def rounding(dtype, ranked):
+    kind = torch.float32 if dtype in HALF_TYPES else dtype
+    return tolerance(kind, length=len(ranked), magnitude=1 + max(map(abs, ranked)))
 
 
 @examples(quick=4, full=30)
@@ -375,13 +399,31 @@ def test_min_p_is_relative_to_the_likeliest(subject, case, p):
     Catches a threshold of p itself, a ratio of logits in place of probabilities, one maximum for all rows,
     and > in place of ≥, which at p = 1 keeps nothing."""
     kept = kept_by(subject, "min_p", case, p)
-    kind = torch.float32 if case.logits.dtype in HALF_TYPES else case.logits.dtype
     for ranked, count in each_row(case, kept):
-        slack = tolerance(kind, length=len(ranked), magnitude=1 + max(map(abs, ranked)))
-        ratios = [math.exp(v - ranked[0]) for v in ranked]
-        least = sum(r >= p * (1 + slack) or v == ranked[0] for r, v in zip(ratios, ranked, strict=True))
-        most = sum(r >= p * (1 - slack) for r in ratios)
-        assert_count(count, least, most, ranked, f"min_p with p = {p:.4g} over ratios {short(ratios)}")
+        assert_likely_enough(ranked, count, p, rounding(case.logits.dtype, ranked))
+
+
+def assert_likely_enough(ranked, count, p, slack):
+    """So many of the ranked logits are kept: right if they are those that min_p keeps, give or take ``slack``."""
+    ratios = [math.exp(v - ranked[0]) for v in ranked]
+    least = sum(r >= p * (1 + slack) or v == ranked[0] for r, v in zip(ratios, ranked, strict=True))
+    most = sum(r >= p * (1 - slack) for r in ratios)
+    assert_count(count, least, most, ranked, f"min_p with p = {p:.4g} over ratios {short(ratios)}")
+
+
+@examples(quick=2, full=30)
+@given(case=rows(), above=st.booleans())
+def test_min_p_tells_just_above_from_just_below(subject, case, above):
+    """A token stays if its probability is just above p times that of the likeliest, and goes if it is just
+    below.
+
+    Here p is put beside the ratio of each token. Catches probabilities in less precision than is due, and
+    thresholds that are a little off."""
+    row, ranked, slack = first_row(case)
+    for value in dict.fromkeys(ranked):
+        p = min(math.exp(value - ranked[0]) * (1 - 3 * slack if above else 1 + 3 * slack), 1.0)
+        for again, count in each_row(Rows(row), kept_by(subject, "min_p", Rows(row), p)):
+            assert_likely_enough(again, count, p, slack)
 
 
 @examples(quick=3, full=20)
@@ -413,7 +455,8 @@ def test_filters_do_not_overflow(subject, case, scale):
     vocab=st.sampled_from((4096, 1500)),
 )
 def test_large_vocabularies_have_a_nucleus_too(subject, seed, dtype, p, peak, vocab):
-    """Also of thousands of tokens, flat or peaked, in half precision too, the nucleus is the smallest set.
+    """Also of thousands of tokens, flat or peaked, in half precision too, the nucleus is the smallest set,
+    top_k keeps as many as are due, and greedy and sample with top_k=1 find the largest.
 
     Catches probabilities summed in half precision: the sum stops growing long before p, or moves in steps; and
     a search that gives up after the first hundreds."""
@@ -424,10 +467,17 @@ def test_large_vocabularies_have_a_nucleus_too(subject, seed, dtype, p, peak, vo
     slack = tolerance(kind, length=vocab) + tolerance(kind, magnitude=float(case.logits.double().abs().max()))
     for ranked, count in each_row(case, kept):
         assert_nucleus(ranked, count, p, slack)
+    k = vocab * 9 // 10
+    for ranked, count in each_row(case, kept_by(subject, "top_k", case, k)):
+        assert_count(count, k, to_the_end_of_ties(ranked, k), ranked, f"top_k with k = {k}")
+    best = case.logits.amax(-1)
+    for token in (subject.greedy(case.logits), subject.sample(case.logits, generator=seeded(seed), top_k=1)):
+        assert_tensor(token, shape=best.shape, dtype=torch.int64)
+        assert_equal(case.logits.gather(-1, token[:, None])[:, 0], best, "the logits of the likeliest tokens")
 
 
 @examples(quick=2, full=10)
-@given(case=rows(), by=st.sampled_from((1e-6, 0.5, 1.0, math.nan)))
+@given(case=rows(), by=st.sampled_from((1e-6, 0.5, 1.0)))
 def test_filters_refuse_what_makes_no_sense(subject, case, by):
     """t ≤ 0, k < 1 and p outside [0, 1] raise ValueError, in the filters and in sample; the ends of the
     ranges do not.
@@ -699,39 +749,48 @@ def test_every_token_is_as_likely_as_the_rule_makes_it(subject, setting):
 @examples(quick=0, full=2)
 @given(way=st.sampled_from(("rows", "calls")))
 def test_draws_are_independent(subject, way):
-    """Pairs of tokens, from two rows of one call or from two calls, come as often as the product of their
-    probabilities.
+    """Pairs of tokens, from two rows of one call, from two calls, or from two with another between them, come
+    as often as the product of their probabilities.
 
-    An exact test with fixed seeds, 12 cells. Catches one uniform number for all rows, and a generator that is
-    read by a copy and moved on by less than was read."""
+    An exact test with fixed seeds, 24 cells. Catches one uniform number for all rows, and a generator that is
+    read by a copy and moved on by less than was read: the next call but one shares its draws, if a number
+    takes two of the generator's."""
     one, other = logs(0.5, 0.3, 0.2), logs(0.35, 0.65)
-    wide = torch.tensor([one, [*other, OUT]], dtype=torch.float64)
-    generator, count = seeded(5), 400
+    generator, count = seeded(5), 400 if way == "rows" else 1600
     if way == "rows":
+        wide = torch.tensor([one, [*other, OUT]], dtype=torch.float64)
         got = subject.sample(wide.expand(count, 2, 3), generator=generator)
         assert_tensor(got, shape=(count, 2), dtype=torch.int64)
-        pairs = [tuple(pair) for pair in got.tolist()]
+        found, laws = {"rows": got.tolist()}, (law(one), law(other))
     else:
-        pairs = [tuple(int(subject.sample(row, generator=generator)) for row in wide) for _ in range(count)]
-    laws = law(one), law(other)
+        row, laws = torch.tensor(one, dtype=torch.float64), (law(one), law(one))
+        got = [int(subject.sample(row, generator=generator)) for _ in range(2 * count)]
+        fours = list(zip(*[iter(got)] * 4, strict=True))
+        # No token is in two pairs of a kind, so that the pairs of a kind are independent.
+        found = {"calls": [p for a, b, c, d in fours for p in ((a, b), (c, d))]}
+        found["next calls but one"] = [p for a, b, c, d in fours for p in ((a, c), (b, d))]
     chances = {(a, b): laws[0][a] * laws[1][b] for a, b in product(*laws)}
-    assert_as_likely(Counter(pairs), chances, count, "the pair")
+    for of, pairs in found.items():
+        assert_as_likely(Counter(map(tuple, pairs)), chances, count, f"in {of}, the pair")
 
 
 @examples(quick=0, full=2)
 @given(dtype=st.sampled_from(HALF_TYPES))
 def test_a_large_half_precision_vocabulary_is_drawn_evenly(subject, dtype):
-    """Of 1,024 tokens that are equally likely in half precision each half, and each half of every four, comes
-    as often as the other.
+    """Of 2,400 tokens, the first half of which are a trifle likelier in half precision, each half, and each
+    half of every four, comes as often as the other.
 
     An exact test with fixed seeds, 8 cells. Catches a CDF summed in half precision: it stops growing, or moves
-    in steps that skip tokens."""
-    got = subject.sample(torch.zeros(400, 1024, dtype=dtype), generator=seeded(11))
-    assert_tensor(got, shape=(400,), dtype=torch.int64)
-    halves = Counter("lower" if token < 512 else "upper" for token in got.tolist())
-    assert_as_likely(halves, {"lower": 0.5, "upper": 0.5}, 400, "half of the vocabulary:")
+    in steps that skip tokens; and a filter that nobody asked for."""
+    row, count = torch.zeros(2400, dtype=dtype), 240
+    row[1200:] = -(2.0**-9)
+    got = subject.sample(row.expand(count, -1), generator=seeded(11))
+    assert_tensor(got, shape=(count,), dtype=torch.int64)
+    halves = Counter("lower" if token < 1200 else "upper" for token in got.tolist())
+    lower = 1 / (1 + math.exp(-(2.0**-9)))
+    assert_as_likely(halves, {"lower": lower, "upper": 1 - lower}, count, "half of the vocabulary:")
     fours = Counter("outer" if token % 4 in (0, 3) else "inner" for token in got.tolist())
-    assert_as_likely(fours, {"outer": 0.5, "inner": 0.5}, 400, "two of each four tokens:")
+    assert_as_likely(fours, {"outer": 0.5, "inner": 0.5}, count, "two of each four tokens:")
 
 
 # --- part 2: the loop ----------------------------------------------------------------------------
@@ -753,13 +812,13 @@ def spoken(case):
 
 
 @examples(quick=5, full=30)
-@given(case=texts(greedily=True))
+@given(case=texts(greedily=True, lengths=(1, 2, 3, 4, 6, 0, 5, 70)))
 def test_greedy_text_is_the_likeliest_token_again_and_again(subject, case):
     """With temperature=0, or top_k=1, each new token is the likeliest after all tokens before it, in every
     row; only the new ones are returned.
 
-    Catches the logits of another place than the last, a model that is shown only the newest token, the
-    prompt returned with the text, and options that are not passed on."""
+    Catches the logits of another place than the last, a model that is shown only the newest token, or the
+    newest few, the prompt returned with the text, and options that are not passed on."""
     before = case.prompt.clone()
     got = case.on(subject)
     untouched({"prompt": before}, {"prompt": case.prompt})
@@ -893,8 +952,10 @@ def probes(subject):
     pie = torch.tensor(PIE, dtype=torch.float64)
     two = torch.stack([pie, pie.flip(0) * 3])
     ties = torch.tensor([2.0, 1.0, 2.0, 1.0, 0.0], dtype=torch.float64)
-    small = torch.tensor([[0.02, 0.05, 0.03, 0.9], [0.25, 0.25, 0.25, 0.25]], dtype=torch.float64).log()
+    small = torch.tensor([[0.02, 0.05, 0.03, 0.9], [0.28, 0.26, 0.24, 0.22]], dtype=torch.float64).log()
     long = torch.linspace(0, 1, 3000).repeat(1, 1).bfloat16()
+    near, many = 1 + torch.tensor([2.0, 3, 1, 0]) * 2.0**-23, torch.linspace(0, 0.1, 80).expand(400, 80)
+    edge = torch.tensor([1.5625, 1.5, 1, 0.5], dtype=torch.bfloat16)
 
     def alone(call, x, *rest):
         x = x.clone()
@@ -920,6 +981,17 @@ def probes(subject):
         generator = seeded(4)
         return len({int(subject.sample(torch.zeros(40), generator=generator)) for _ in range(8)}) > 1
 
+    def tied():
+        """Which of two pairs of equals, and the least, are left; of one pair one may be."""
+        first, second, third, fourth, least = (subject.top_k(ties, 3) > OUT).tolist()
+        return first and third, second or fourth, least
+
+    def shared():
+        """Whether some pair of tokens never comes, in calls with another between them."""
+        generator, row = seeded(4), torch.tensor(logs(0.5, 0.3, 0.2), dtype=torch.float64)
+        got = [int(subject.sample(row, generator=generator)) for _ in range(250)]
+        return len(set(zip(got, got[2:], strict=False))) < 9
+
     def steady():
         before = torch.get_rng_state()
         subject.sample(pie, generator=seeded(0))
@@ -931,7 +1003,7 @@ def probes(subject):
         got = subject.generate(
             model, prompt, count, generator=seeded(0), **stop, **{"temperature": 0.0} | chosen
         )
-        return got, len(model.seen), model.seen
+        return got, len(model.seen)
 
     def varied():
         flat = Model([[0.0] * 30], torch.float64)
@@ -956,16 +1028,21 @@ def probes(subject):
 
     return {
         "greedy": lambda: alone(subject.greedy, two),
+        "greedy of neighbours": lambda: subject.greedy(near),
+        "top_k of neighbours": lambda: subject.top_k(near, 2) > OUT,
+        "min_p at an edge": lambda: [
+            subject.min_p(edge, math.exp(-0.0625) + by) > OUT for by in (-1e-3, 1e-3)
+        ],
         "temperature": lambda: alone(subject.temperature, two, 0.5),
         "top_k": lambda: [alone(subject.top_k, two, k) for k in (1, 3)],
-        "top_k with ties": lambda: subject.top_k(ties, 3) == OUT,
+        "top_k with ties": tied,
         "top_k of too many": lambda: subject.top_k(pie, 9),
         "top_p": lambda: [alone(subject.top_p, two, p) for p in (0.0, 0.3, 0.6, 0.8, 1.0)],
-        "top_p of other rows": lambda: [subject.top_p(small, p) for p in (0.6, 0.9, 0.92)],
+        "top_p of other rows": lambda: [subject.top_p(small, p) for p in (0.6, 0.85, 0.93)],
         "top_p of many": lambda: [
             (subject.top_p(long, p) > OUT).sum() // 25 for p in (0.3, 0.5, 0.7, 0.8, 0.95)
         ],
-        "top_p of large logits": lambda: subject.top_p(pie * 3000, 0.9),
+        "top_p of large logits": lambda: subject.top_p(pie * 3000 + 5000, 0.9),
         "min_p": lambda: [alone(subject.min_p, two, p) for p in (0.0, 0.3, 0.6, 1.0)],
         "min_p of other rows": lambda: subject.min_p(small, 0.04),
         "sample": lambda: come(two),
@@ -980,9 +1057,12 @@ def probes(subject):
         "sample, p of 0": lambda: come(pie, top_p=0.0),
         "sample, rows": together,
         "sample, calls": repeated,
+        "sample, calls that share draws": shared,
+        "sample, many": lambda: len(set(subject.sample(many, generator=seeded(6)).tolist())) > 60,
         "sample, elsewhere": steady,
         "ranges": ranges,
         "text": lambda: text(),
+        "text of many": lambda: text(count=24)[0],
         "text with eos": lambda: [text(eos=e) for e in (0, 1, 2)],
         "text with top_k": lambda: text(temperature=1.0, top_k=1),
         "text with a filter": lambda: text(temperature=1.0, top_p=0.0, count=3),

@@ -69,7 +69,7 @@ def speculative_generate(target, draft, prompt, max_new_tokens, *, k, generator,
 def acceptance_rate(target_probs, draft_probs):
     if target_probs.shape != draft_probs.shape:
         raise ValueError(f"{tuple(target_probs.shape)} and {tuple(draft_probs.shape)}")
-    p, q = target_probs.float(), draft_probs.float()
+    p, q = target_probs.double(), draft_probs.double()
     return (p.where(p < q, q)).sum(-1).to(target_probs.dtype)
 
 
