@@ -19,7 +19,7 @@ def encoding(body):
 
 
 LONGEST_MATCH = """        rest, ids = chunk.encode("utf-8"), []
-        table = {spelled: i for i, spelled in self._bytes.items()}
+        table = {spelled: i for i, spelled in self._bytes.items() if i < 256 + len(self.merges)}
         while rest:
             size = next(n for n in range(len(rest), 0, -1) if rest[:n] in table)
             ids.append(table[rest[:size]])
