@@ -176,6 +176,20 @@ MISTAKES = (
         change=(("if length < 0 or head_dim < 2", "length = max(length, 0)\n    if head_dim < 2"),),
     ),
     Mistake(
+        "length-zero-refused",
+        "a length of 0 is refused",
+        "A table has rows.",
+        "test_a_length_of_zero_gives_empty_tables",
+        change=(("if length < 0 or", "if length <= 0 or"),),
+    ),
+    Mistake(
+        "small-base-refused",
+        "a base of 1 or less is refused",
+        "The frequencies have to fall.",
+        "test_the_base_sets_the_frequencies",
+        change=(("base <= 0:", "base <= 1:"),),
+    ),
+    Mistake(
         "base-unchecked",
         "a base that is not positive gives tables of NaN or of infinite frequencies",
         "The base is a constant; why check it?",
@@ -277,6 +291,32 @@ MISTAKES = (
                 PAIRS,
                 PAIRS + "    left = torch.arange(cos.shape[-1]) < (cos.shape[-1] + 1) // 2\n"
                 "    cos, sin = cos.where(left, 1), sin.where(left, 0)\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "first-64-channels-only",
+        "only the first 64 channels are rotated",
+        "head_dim is 64.",
+        "test_large_sizes_equal_the_definition",
+        change=(
+            (
+                "    return turned.flatten(-2).to(x.dtype)",
+                "    turned = torch.cat([turned.flatten(-2)[..., :64], _widened(x)[..., 64:]], dim=-1)\n"
+                "    return turned.to(x.dtype)",
+            ),
+        ),
+    ),
+    Mistake(
+        "tables-brought-to-length-one",
+        "cos and sin are divided by √(cos² + sin²), though tables may stretch x on purpose",
+        "A rotation keeps lengths, whatever the tables say.",
+        "test_large_sizes_equal_the_definition",
+        change=(
+            (
+                PAIRS,
+                PAIRS + "    length = (cos.double() ** 2 + sin.double() ** 2).sqrt()\n"
+                "    cos, sin = ((t / length).to(a.dtype) for t in (cos, sin))\n",
             ),
         ),
     ),
@@ -546,6 +586,20 @@ MISTAKES = (
         "Broadcasting will complain by itself.",
         "test_positions_of_another_shape_are_refused",
         change=(("if positions.shape not in ((time,), (batch, time)):", "if positions.ndim > 2:"),),
+    ),
+    Mistake(
+        "one-row-of-positions-broadcasts",
+        "positions (1, time) serve a batch of any size",
+        "A dimension of 1 broadcasts.",
+        "test_positions_of_another_shape_are_refused",
+        change=(("not in ((time,), (batch, time)):", "not in ((time,), (batch, time), (1, time)):"),),
+    ),
+    Mistake(
+        "positions-in-int16",
+        "positions are kept in 16 bits, which end at 32,767",
+        "No text is longer than that.",
+        "test_large_positions_are_exact",
+        change=(("return positions.long()", "return positions.to(torch.int16).long() % length"),),
     ),
     Mistake(
         "positions-in-the-dtype-of-x",

@@ -135,6 +135,20 @@ def placed(draw, per_sequence=None, shortest=1):
     return Placed(x, *turns(seed, length, pairs), interleaved, positions)
 
 
+LARGE = ((1, 12, 3, 4), (2, 1, 150, 2), (1, 2, 3, 192), (9, 1, 70, 6))
+"""batch, heads, time and head_dim, each of them large for once."""
+
+
+@st.composite
+def large(draw, interleaved=False):
+    """Sizes as models have them, under rows of the tables in any order. The tables are stretched, as some
+    ways to longer texts have it: no rotation any more, but they are the ones given."""
+    seed, (batch, heads, time, head_dim) = READABLE + draw(SEEDS), draw(st.sampled_from(LARGE))
+    tables = [1.25 * table for table in turns(seed, time + 5, head_dim // 2)]
+    rows = rows_for(seed, time + 5, (batch, time))
+    return Placed(values(seed, batch, heads, time, head_dim).float(), *tables, interleaved, rows)
+
+
 @st.composite
 def vectors(draw):
     """One query and one key, to be put at every position."""
@@ -159,7 +173,7 @@ def angle_error(angles, base):
 
     A power is off by its exponent's rounding times the logarithm of its base: e · ln(base), e < 1."""
     exponents = torch.arange(angles.shape[1], dtype=torch.float64) / angles.shape[1]
-    return 1 + angles * (1 + exponents * math.log(base))
+    return 1 + angles * (1 + exponents * abs(math.log(base)))
 
 
 def pairs_of(head_dim, interleaved):
@@ -223,6 +237,15 @@ def test_tables_are_float32_with_a_column_a_pair(subject, case):
         assert_tensor(table, shape=(case.length, case.head_dim // 2), dtype=torch.float32, name=name)
 
 
+def test_a_length_of_zero_gives_empty_tables(subject):
+    """rope_tables(0, head_dim) gives two tables without rows, (0, head_dim / 2): only a negative length is wrong.
+
+    Catches a length of 0 that is refused, and tables that lose their columns with their rows."""
+    for head_dim in (2, 6):
+        for name, table in zip(("cos", "sin"), subject.rope_tables(0, head_dim), strict=True):
+            assert_tensor(table, shape=(0, head_dim // 2), dtype=torch.float32, name=name)
+
+
 @examples(quick=12, full=40)
 @given(case=rotations())
 def test_rotation_keeps_shape_dtype_and_leaves_its_inputs_alone(subject, case):
@@ -278,7 +301,7 @@ def test_the_first_pair_turns_one_radian_a_position(subject, case):
         )
 
 
-@given(case=sizes())
+@given(case=sizes() | sizes(shortest=100, longest=300, pairs=32))
 def test_tables_equal_their_definition(subject, case):
     """Entry [p, i] is the cosine or sine of p · base^(−2i / head_dim).
 
@@ -287,11 +310,12 @@ def test_tables_equal_their_definition(subject, case):
 
 
 @examples(quick=6, full=30)
-@given(case=sizes(shortest=2), other=BASES)
+@given(case=sizes(shortest=2), other=st.sampled_from((16.0, 500000.0, 1.0, 0.5)))
 def test_the_base_sets_the_frequencies(subject, case, other):
-    """Another base gives other tables, call after call, and no base means 10,000.
+    """Another base gives other tables, call after call, and no base means 10,000. Any positive one will do.
 
-    Catches a base that is ignored, and tables kept from an earlier call with another base."""
+    Catches a base that is ignored, tables kept from an earlier call with another base, and bases up to 1
+    that are refused."""
     for base in (case.base, other):
         tables_agree(subject.rope_tables(case.length, case.head_dim, base=base), replace(case, base=base))
     tables_agree(subject.rope_tables(case.length, case.head_dim), replace(case, base=10000.0))
@@ -318,6 +342,16 @@ def test_half_split_equals_its_definition(subject, case):
 
     Catches tables repeated in the wrong order, angles shared by all tokens or taken by head, tables
     worked out anew instead of the ones given, and float64 cut down to float32."""
+    agrees(subject.apply_rope(case.x, case.cos, case.sin), case)
+
+
+@examples(quick=1, full=6)
+@given(case=large())
+def test_large_sizes_equal_the_definition(subject, case):
+    """A dozen heads, 150 tokens, 192 channels: all of them turn, the last ones, too, by the tables as given,
+    which may stretch x as well.
+
+    Catches a rotation that ends after the first 64 channels, tokens or heads, and tables brought to length 1."""
     agrees(subject.apply_rope(case.x, case.cos, case.sin), case)
 
 
@@ -447,6 +481,15 @@ def test_interleaved_equals_its_definition(subject, case):
     untouched(before, case.tensors())
 
 
+@examples(quick=1, full=6)
+@given(case=large(interleaved=True))
+def test_interleaved_large_sizes_equal_the_definition(subject, case):
+    """With interleaved=True, too, all heads, tokens and channels turn where there are many.
+
+    Catches a rotation that ends after the first 64 of them."""
+    agrees(subject.apply_rope(case.x, case.cos, case.sin, interleaved=True), case)
+
+
 @examples(quick=6, full=30)
 @given(case=rotations())
 def test_layouts_are_one_rotation_with_channels_reordered(subject, case):
@@ -509,16 +552,26 @@ def test_each_sequence_has_its_own_positions(subject, case):
     untouched(before, case.tensors())
 
 
+@examples(quick=1, full=6)
+@given(case=large())
+def test_positions_of_large_sizes_pick_their_rows(subject, case):
+    """Many tokens, heads or sequences turn each by the row that its position names.
+
+    Catches positions that are heard up to a length only."""
+    agrees(subject.apply_rope(case.x, case.cos, case.sin, case.positions), case, case.positions)
+
+
 @examples(quick=2, full=12)
 @given(
-    start=st.sampled_from((255, 2047, 257, 1021, 4097)),
+    start=st.sampled_from((255, 2047, 257, 1021, 4097, 40_000)),
     own=st.booleans(),
     dtype=st.sampled_from((torch.float32, torch.bfloat16, torch.float16)),
 )
 def test_large_positions_are_exact(subject, start, own, dtype):
     """Positions in the thousands pick the rows that they name, whatever the dtype of x.
 
-    Catches positions that pass through the dtype of x: bfloat16 counts no further than 256, float16 than 2048."""
+    Catches positions that pass through the dtype of x, where bfloat16 counts no further than 256 and float16
+    than 2048, or through int16, which ends at 32,767."""
     positions = torch.tensor([start, start + 2, start + 1])
     angles = torch.outer(torch.arange(start + 4.0), torch.tensor([1.0, 0.5]))
     x = torch.ones(2, 1, 3, 4, dtype=dtype)
@@ -604,7 +657,13 @@ def test_positions_of_another_shape_are_refused(subject, case):
 
     Catches one position that broadcasts to many tokens, and positions that enlarge the result."""
     batch, _, time, _ = case.x.shape
-    for shape in ((1,), (time + 1,), (batch, 1), (batch + 1, time), (batch, time + 1), (batch, 1, time)):
+    fits = ((time,), (batch, time))
+    for shape in (
+        (1,), (time + 1,), (batch, 1), (batch + 1, time), (batch, time + 1), (batch, 1, time), (),
+        (1, time), (time, batch), (time, 1), (batch * time,),
+    ):  # fmt: skip
+        if shape in fits:
+            continue
         case.positions = torch.zeros(shape, dtype=torch.int64)
         refuses_positions(subject, case, f"positions {shape} do not fit x {tuple(case.x.shape)}")
 
@@ -645,13 +704,19 @@ def probes(subject):
         "tables, odd head_dim": lambda: subject.rope_tables(4, 5),
         "tables, head_dim 0": lambda: subject.rope_tables(4, 0),
         "tables, negative length": lambda: subject.rope_tables(-1, 4),
+        "tables, length 0": lambda: subject.rope_tables(0, 4),
+        "tables, base 0.5": lambda: subject.rope_tables(4, 4, base=0.5),
         "tables, base 0": lambda: subject.rope_tables(4, 4, base=0.0),
         "half-split": lambda: rope(),
         "half-split, other tables": lambda: rope(tables=other),
+        "half-split, stretched tables": lambda: rope(tables=[1.25 * t for t in other]),
         "half-split, bf16": lambda: rope(x=x.bfloat16()),
         "half-split, float32": lambda: rope(x=x.float()),
         "half-split, one token": lambda: rope(x=x[:, :, :1]),
         "half-split, one token, turned": lambda: rope(x=x[:, :, :1], tables=[t[1:] for t in other]),
+        "half-split, wide": lambda: rope(
+            x=x.reshape(1, 1, 1, 96), tables=[t[1:2].repeat(1, 16) for t in other]
+        ),
         "half-split, gradient": lambda: slope(),
         "half-split, its input afterwards": lambda: afterwards(),
         "half-split, tables of one column": lambda: rope(tables=(cos[:, :1], sin[:, :1])),
@@ -675,6 +740,10 @@ def probes(subject):
         "positions, negative": lambda: rope(torch.tensor([0, 1, 2, -1])),
         "positions, past the end": lambda: rope(torch.tensor([0, 1, 2, 7])),
         "positions, one for many": lambda: rope(torch.tensor([3])),
+        "positions, one row for all": lambda: rope(shuffled[None]),
+        "positions, huge": lambda: rope(
+            torch.tensor([39_999, 0, 33_000, 7]), tables=[t[:1].repeat(40_000, 1).cumsum(0) for t in other]
+        ),
         "positions, large": lambda: rope(
             torch.tensor([257, 259, 258, 260]),
             x=x.bfloat16(),

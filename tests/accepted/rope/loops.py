@@ -13,7 +13,7 @@ def rope_tables(length, head_dim, *, base=10000.0):
     thetas = [base ** (-2 * i / head_dim) for i in range(head_dim // 2)]
     cos = [[math.cos(p * theta) for theta in thetas] for p in range(length)]
     sin = [[math.sin(p * theta) for theta in thetas] for p in range(length)]
-    return torch.tensor(cos, dtype=torch.float32), torch.tensor(sin, dtype=torch.float32)
+    return tuple(torch.tensor(t, dtype=torch.float32).reshape(length, head_dim // 2) for t in (cos, sin))
 
 
 def apply_rope(x, cos, sin, positions=None, *, interleaved=False):

@@ -1,0 +1,43 @@
+"""mistake: in-place
+
+Channel by channel, the result written over x."""
+
+import torch
+
+
+def rope_tables(length, head_dim, *, base=10000.0):
+    if head_dim <= 0 or head_dim % 2 or length < 0 or base <= 0:
+        raise ValueError(f"{length} {head_dim} {base}")
+    theta = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * theta
+    return torch.cos(angle).float(), torch.sin(angle).float()
+
+
+def rows(x, cos, sin, positions):
+    batch, _, time, dim = x.shape
+    if cos.shape != sin.shape or cos.ndim != 2 or dim != 2 * cos.shape[1]:
+        raise ValueError(f"x {tuple(x.shape)}, cos {tuple(cos.shape)}, sin {tuple(sin.shape)}")
+    if positions is None:
+        if time > len(cos):
+            raise ValueError(f"{time} tokens, {len(cos)} rows")
+        positions = torch.arange(time)
+    if tuple(positions.shape) not in ((time,), (batch, time)):
+        raise ValueError(f"positions {tuple(positions.shape)}")
+    if (positions < 0).any() or (positions >= len(cos)).any():
+        raise ValueError(f"positions {positions.tolist()}")
+    wide = torch.promote_types(x.dtype, torch.float32)
+    at = positions.long().expand(batch, time)
+    return x.to(wide), cos[at].to(wide)[:, None], sin[at].to(wide)[:, None]
+
+
+def apply_rope(x, cos, sin, positions=None, *, interleaved=False):
+    y, c, s = rows(x, cos, sin, positions)
+    y = y.clone()
+    out = torch.zeros_like(x) if x.requires_grad or not x.is_contiguous() else x
+    half = x.shape[-1] // 2
+    for i in range(half):
+        m, n = (2 * i, 2 * i + 1) if interleaved else (i, i + half)
+        a, b = y[..., m], y[..., n]
+        out[..., m] = (a * c[..., i] - b * s[..., i]).to(x.dtype)
+        out[..., n] = (a * s[..., i] + b * c[..., i]).to(x.dtype)
+    return out

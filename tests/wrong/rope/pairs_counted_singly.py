@@ -1,0 +1,42 @@
+"""mistake: exponent-i-for-2i
+
+Tables by Python's own arithmetic, with i / head_dim for the exponent."""
+
+import math
+
+import torch
+
+
+def rope_tables(length, head_dim, *, base=10000.0):
+    if length < 0 or base <= 0 or head_dim <= 0 or head_dim % 2:
+        raise ValueError(f"rope_tables({length}, {head_dim}, base={base})")
+    pairs = range(head_dim // 2)
+    angles = [p / base ** (i / head_dim) for p in range(length) for i in pairs]
+    cos, sin = ([f(a) for a in angles] for f in (math.cos, math.sin))
+    return tuple(torch.tensor(t, dtype=torch.float32).reshape(length, len(pairs)) for t in (cos, sin))
+
+
+def rows(x, cos, sin, positions):
+    batch, _, time, dim = x.shape
+    if cos.shape != sin.shape or cos.ndim != 2 or dim != 2 * cos.shape[1]:
+        raise ValueError(f"x {tuple(x.shape)}, cos {tuple(cos.shape)}, sin {tuple(sin.shape)}")
+    if positions is None:
+        if time > len(cos):
+            raise ValueError(f"{time} tokens, {len(cos)} rows")
+        positions = torch.arange(time)
+    if tuple(positions.shape) not in ((time,), (batch, time)):
+        raise ValueError(f"positions {tuple(positions.shape)}")
+    if (positions < 0).any() or (positions >= len(cos)).any():
+        raise ValueError(f"positions {positions.tolist()}")
+    wide = torch.promote_types(x.dtype, torch.float32)
+    at = positions.long().expand(batch, time)
+    return x.to(wide), cos[at].to(wide)[:, None], sin[at].to(wide)[:, None]
+
+
+def apply_rope(x, cos, sin, positions=None, *, interleaved=False):
+    y, c, s = rows(x, cos, sin, positions)
+    half = x.shape[-1] // 2
+    first, second = (y[..., ::2], y[..., 1::2]) if interleaved else (y[..., :half], y[..., half:])
+    turned = first * c - second * s, first * s + second * c
+    out = torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
+    return out.to(x.dtype)
