@@ -1,13 +1,20 @@
 """What people get wrong in a ring of messages."""
 
-import torch
 import torch.distributed as dist
 from torch.distributed import P2POp
 
 from dojo.mistake import Mistake
 
-POST = "        under_way.append((dist.batch_isend_irecv(batch) if batch else [], landing, own))\n"
-COPY = "    return x.detach().clone(memory_format=torch.contiguous_format).view(-1)"
+POST = "        under_way.append((dist.batch_isend_irecv(batch) if batch else [], landing, term))\n"
+ROOM = "    return x.new_empty(x.numel())"
+COPIED = "    return x.detach().reshape(-1).clone()"
+TERMS = "    terms = x.detach().reshape(-1).split("
+SCATTER = (
+    "    chunks = _flat_like(x).tensor_split(dist.get_world_size(group))\n    _reduce(x, chunks, group)\n"
+)
+REDUCE = "    whole = _flat_like(x)\n    chunks = whole.tensor_split(dist.get_world_size(group))\n"
+OWN = "    return chunks[dist.get_rank(group)].clone()"
+BOTH = "        outgoing, landing = cut[leaving][piece], cut[coming][piece]\n"
 NEXT = (
     "return dist.get_global_rank(group, (rank - 1) % world), dist.get_global_rank(group, (rank + 1) % world)"
 )
@@ -21,7 +28,7 @@ def gathered_on_a_root(x, *, pieces=1, group=None):
     total = x.contiguous().clone()
     if rank == 0:
         for other in ranks[1:]:
-            theirs = torch.empty_like(total)
+            theirs = total.new_empty(total.shape)
             dist.recv(theirs, other, group)
             total += theirs
         for other in ranks[1:]:
@@ -38,12 +45,15 @@ def sent_to_everyone(x, *, pieces=1, group=None):
     world = dist.group.WORLD if group is None else group
     ranks, rank = dist.get_process_group_ranks(world), dist.get_rank(group)
     own = x.contiguous().clone()
-    theirs = [own if i == rank else torch.empty_like(own) for i in range(len(ranks))]
+    theirs = [own if i == rank else own.new_empty(own.shape) for i in range(len(ranks))]
     batch = [P2POp(dist.isend, own, other, group) for i, other in enumerate(ranks) if i != rank]
     batch += [P2POp(dist.irecv, theirs[i], other, group) for i, other in enumerate(ranks) if i != rank]
     for request in dist.batch_isend_irecv(batch) if batch and own.numel() else []:
         request.wait()
-    return torch.stack(theirs).sum(0, dtype=x.dtype)
+    total = theirs[0].clone()
+    for one in theirs[1:]:
+        total += one
+    return total
 
 
 def whole_tensors_round(x, *, pieces=1, group=None):
@@ -53,7 +63,7 @@ def whole_tensors_round(x, *, pieces=1, group=None):
     total = x.contiguous().clone()
     passing = total.clone()
     for _ in range(dist.get_world_size(group) - 1 if x.numel() else 0):
-        landing = torch.empty_like(passing)
+        landing = passing.new_empty(passing.shape)
         batch = [P2POp(dist.isend, passing, right, group), P2POp(dist.irecv, landing, left, group)]
         for request in dist.batch_isend_irecv(batch):
             request.wait()
@@ -72,7 +82,7 @@ MISTAKES = (
             (
                 POST,
                 "        for end in batch:\n            end.op(end.tensor, end.peer, end.group).wait()\n"
-                "        under_way.append(([], landing, own))\n",
+                "        under_way.append(([], landing, term))\n",
             ),
         ),
     ),
@@ -83,8 +93,8 @@ MISTAKES = (
         "test_each_rank_gets_its_chunk_of_the_sum",
         change=(
             (
-                "    for request in requests:\n        request.wait()\n    if landing is not own:\n        own += landing\n",
-                "    if landing is not own:\n        own += landing\n    for request in requests:\n        request.wait()\n",
+                "    for request in requests:\n        request.wait()\n    if term is not None:\n        landing += term\n",
+                "    if term is not None:\n        landing += term\n    for request in requests:\n        request.wait()\n",
             ),
         ),
     ),
@@ -94,17 +104,11 @@ MISTAKES = (
         "Rank i starts with its own chunk.",
         "test_each_rank_gets_its_chunk_of_the_sum",
         change=(
+            (OWN, "    return chunks[(dist.get_rank(group) + 1) % len(chunks)].clone()"),
+            ("    first = dist.get_rank(group) - 1\n", "    first = dist.get_rank(group)\n"),
             (
-                "    return chunks[dist.get_rank(group)].clone()",
-                "    return chunks[(dist.get_rank(group) + 1) % len(chunks)].clone()",
-            ),
-            (
-                "    _circulate(chunks, dist.get_rank(group) - 1, group, pieces, spare)",
-                "    _circulate(chunks, dist.get_rank(group), group, pieces, spare)",
-            ),
-            (
-                "    _circulate(chunks, dist.get_rank(group), group, pieces)\n",
-                "    _circulate(chunks, dist.get_rank(group) + (chunks[0]._base is None or len(chunks) == 0), group, pieces)\n",
+                "    _gather(chunks, group, pieces)\n",
+                "    _circulate(chunks, dist.get_rank(group) + 1, group, pieces)\n",
             ),
         ),
     ),
@@ -113,7 +117,11 @@ MISTAKES = (
         "the ring takes N − 2 steps, so that each chunk lacks a term",
         "With N ranks there are N − 2 others to hear of.",
         "test_each_rank_gets_its_chunk_of_the_sum",
-        change=(("range((world - 1) * pieces)", "range(max(world - 2, 0) * pieces)"),),
+        change=(
+            ("range((world - 1) * pieces)", "range(max(world - 2, 0) * pieces)"),
+            (ROOM, COPIED),
+            ("chunk.new_empty(numel)", "chunk.new_zeros(numel)"),
+        ),
     ),
     Mistake(
         "a-step-too-many",
@@ -127,7 +135,7 @@ MISTAKES = (
         "reduce-scatter receives over its own term, so that the sum is one rank's term",
         "What comes in is the sum so far.",
         "test_each_rank_gets_its_chunk_of_the_sum",
-        change=(("        own += landing\n", "        own.copy_(landing)\n"),),
+        change=(("        landing += term\n", "        pass\n"),),
     ),
     Mistake(
         "mean",
@@ -136,8 +144,8 @@ MISTAKES = (
         "test_each_rank_gets_its_chunk_of_the_sum",
         change=(
             (
-                "    _circulate(chunks, dist.get_rank(group) - 1, group, pieces, spare)\n",
-                "    _circulate(chunks, dist.get_rank(group) - 1, group, pieces, spare)\n"
+                "    _circulate(chunks, first, group, pieces, terms)\n",
+                "    _circulate(chunks, first, group, pieces, terms)\n"
                 "    for chunk in chunks:\n        chunk.copy_(chunk / len(chunks))\n",
             ),
         ),
@@ -149,15 +157,17 @@ MISTAKES = (
         "test_any_size_is_cut_as_tensor_split_does",
         change=(
             (
-                "    chunks = _flat_copy(x).tensor_split(dist.get_world_size(group))\n    _reduce(chunks, group)\n",
-                "    whole, world = _flat_copy(x), dist.get_world_size(group)\n"
-                "    chunks = whole[: len(whole) // world * world].tensor_split(world)\n    _reduce(chunks, group)\n",
+                SCATTER,
+                "    whole, world = _flat_like(x), dist.get_world_size(group)\n"
+                "    chunks = whole[: len(whole) // world * world].tensor_split(world)\n    _reduce(x, chunks, group)\n",
             ),
             (
-                "    whole = _flat_copy(x)\n    chunks = whole.tensor_split(dist.get_world_size(group))\n",
-                "    whole, world = _flat_copy(x), dist.get_world_size(group)\n"
+                REDUCE,
+                "    whole, world = _flat_like(x), dist.get_world_size(group)\n"
                 "    chunks = whole[: len(whole) // world * world].tensor_split(world)\n",
             ),
+            (TERMS, TERMS.replace(".split(", "[: sum(map(len, chunks))].split(")),
+            (ROOM, COPIED),
         ),
     ),
     Mistake(
@@ -167,9 +177,9 @@ MISTAKES = (
         "test_any_size_is_cut_as_tensor_split_does",
         change=(
             (
-                "    chunks = _flat_copy(x).tensor_split(dist.get_world_size(group))\n    _reduce(chunks, group)\n",
-                "    whole, world = _flat_copy(x), dist.get_world_size(group)\n    size = -(-len(whole) // world)\n"
-                "    chunks = tuple(whole[i * size : (i + 1) * size] for i in range(world))\n    _reduce(chunks, group)\n",
+                SCATTER,
+                "    whole, world = _flat_like(x), dist.get_world_size(group)\n    size = -(-len(whole) // world)\n"
+                "    chunks = tuple(whole[i * size : (i + 1) * size] for i in range(world))\n    _reduce(x, chunks, group)\n",
             ),
         ),
     ),
@@ -178,14 +188,23 @@ MISTAKES = (
         "the elements are taken in the order in which they lie in memory",
         "A view of the storage is the flat tensor.",
         "test_x_may_have_any_shape_and_strides",
-        change=((COPY, "    x = x.detach().clone()\n    return x.as_strided((x.numel(),), (1,))"),),
+        change=(
+            (
+                TERMS,
+                "    x = x.detach().clone()\n"
+                + TERMS.replace("x.detach().reshape(-1)", "x.as_strided((x.numel(),), (1,))"),
+            ),
+        ),
     ),
     Mistake(
         "summed-in-place",
         "partial sums are added up in x itself",
         "x is mine once it is passed in.",
         "test_reduce_scatter_leaves_x_alone",
-        change=((COPY, "    return x.detach().contiguous().view(-1)"),),
+        change=(
+            (ROOM, "    return x.detach().contiguous().view(-1)"),
+            (TERMS, TERMS.replace("x.detach()", "x.detach().clone()")),
+        ),
     ),
     Mistake(
         "float32-for-all",
@@ -193,11 +212,8 @@ MISTAKES = (
         "Sums run in float32.",
         "test_sums_are_taken_in_the_dtype_of_x",
         change=(
-            (COPY, COPY + ".float()"),
-            (
-                "    return chunks[dist.get_rank(group)].clone()",
-                "    return chunks[dist.get_rank(group)].to(x.dtype, copy=True)",
-            ),
+            (ROOM, ROOM + ".float()"),
+            (OWN, OWN.replace("clone()", "to(x.dtype, copy=True)")),
             ("    return whole.view(x.shape)", "    return whole.view(x.shape).to(x.dtype)"),
         ),
     ),
@@ -208,15 +224,11 @@ MISTAKES = (
         "test_reduce_scatter_sends_no_more_than_its_share",
         change=(
             (
-                COPY,
-                "    flat"
-                + COPY.removeprefix("    return").replace("x.detach", "= x.detach", 1)
-                + "\n    return flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat",
+                ROOM,
+                "    flat = x.new_empty(x.numel())\n"
+                "    return flat.float() if flat.is_floating_point() and flat.itemsize == 2 else flat",
             ),
-            (
-                "    return chunks[dist.get_rank(group)].clone()",
-                "    return chunks[dist.get_rank(group)].to(x.dtype, copy=True)",
-            ),
+            (OWN, OWN.replace("clone()", "to(x.dtype, copy=True)")),
             ("    return whole.view(x.shape)", "    return whole.view(x.shape).to(x.dtype)"),
         ),
     ),
@@ -232,7 +244,20 @@ MISTAKES = (
         "only the receives are waited for",
         "What has been posted will be sent.",
         "test_requests_are_waited_for_and_their_buffers_left_alone",
-        change=(("    for request in requests:\n", "    for request in requests[1:]:\n"),),
+        change=(
+            (BOTH, BOTH + "        own, landing = landing, landing.new_empty(len(landing))\n"),
+            (
+                POST,
+                POST.replace(
+                    "batch_isend_irecv(batch)", "batch_isend_irecv(batch)[outgoing.numel() > 0 :]"
+                ).replace("term)", "term, own)"),
+            ),
+            ("term: Tensor | None) -> None", "term: Tensor | None, own: Tensor) -> None"),
+            (
+                "    if term is not None:\n        landing += term\n",
+                "    own.copy_(landing if term is None else landing + term)\n",
+            ),
+        ),
     ),
     Mistake(
         "alone-hands-back-x",
@@ -241,17 +266,11 @@ MISTAKES = (
         "test_a_rank_alone_sends_nothing",
         change=(
             (
-                COPY,
+                SCATTER,
                 "    if dist.get_world_size(group) == 1:\n        return x.detach().contiguous().view(-1)\n"
-                + COPY,
+                + SCATTER,
             ),
-            ("def _flat_copy(x: Tensor) -> Tensor:", "def _flat_copy(x: Tensor, group=None) -> Tensor:"),
-            (
-                "    chunks = _flat_copy(x).tensor_split(dist.get_world_size(group))\n    _reduce(chunks, group)\n",
-                "    chunks = _flat_copy(x, group).tensor_split(dist.get_world_size(group))\n    _reduce(chunks, group)\n",
-            ),
-            ("    whole = _flat_copy(x)\n", "    whole = _flat_copy(x, group)\n"),
-            ("    return chunks[dist.get_rank(group)].clone()", "    return chunks[dist.get_rank(group)]"),
+            (REDUCE, "    if dist.get_world_size(group) == 1:\n        return x\n" + REDUCE),
         ),
     ),
     Mistake(
@@ -275,7 +294,7 @@ MISTAKES = (
             (
                 "    _gather(chunks, group)\n    return whole\n",
                 "    _gather(chunks, group)\n    rank = dist.get_rank(group)\n"
-                "    return torch.cat([chunks[rank - i] for i in range(len(chunks))])\n",
+                "    return whole.new_tensor([y for i in range(len(chunks)) for y in chunks[rank - i].tolist()])\n",
             ),
         ),
     ),
@@ -302,7 +321,7 @@ MISTAKES = (
             (
                 "    world, left, right = len(chunks), *_neighbours(group)\n",
                 "    world, left, right = len(chunks), *_neighbours(group)\n"
-                "    if spare is None:\n        left, right = right, left\n",
+                "    if terms is None:\n        left, right = right, left\n",
             ),
         ),
     ),
@@ -353,12 +372,7 @@ MISTAKES = (
         "chunks travel whole, whatever pieces says",
         "Pieces are the backend's business.",
         "test_no_message_is_larger_than_a_piece",
-        change=(
-            (
-                "    whole = _flat_copy(x)\n    chunks",
-                "    pieces = 1\n    whole = _flat_copy(x)\n    chunks",
-            ),
-        ),
+        change=((REDUCE, "    pieces = 1\n" + REDUCE),),
     ),
     Mistake(
         "pieces-only-on-the-way-there",
@@ -379,7 +393,16 @@ MISTAKES = (
         "two receives that are under way land in the same buffer",
         "One buffer is enough, since pieces are added one by one.",
         "test_pieces_under_way_have_buffers_of_their_own",
-        change=(("spare[turn % 2, : len(own)]", "spare[0, : len(own)]"),),
+        change=(
+            (BOTH, BOTH + "        own, landing = landing, spare[: len(landing)] if added else landing\n"),
+            (
+                "    under_way: deque",
+                "    spare = chunks[0].new_empty(-(-len(chunks[0]) // pieces))\n    under_way: deque",
+            ),
+            (POST, POST.replace("term)", "term, own)")),
+            ("term: Tensor | None) -> None", "term: Tensor | None, own: Tensor) -> None"),
+            ("        landing += term\n", "        own.copy_(landing + term)\n"),
+        ),
     ),
     Mistake(
         "no-pieces-is-one",
@@ -412,12 +435,16 @@ MISTAKES = (
         "test_large_integers_are_exact",
         change=(
             (
-                COPY,
-                COPY.replace(
-                    "x.detach()",
-                    "(x.detach().double().to(x.dtype) if x.dtype == torch.int64 else x.detach())",
-                ),
+                TERMS,
+                "    if not x.is_floating_point():\n        x = x.double().to(x.dtype)\n" + TERMS,
             ),
         ),
+    ),
+    Mistake(
+        "nan-taken-for-zero",
+        "what comes in is cleaned of NaN and infinities before it is added",
+        "nan_to_num does no harm.",
+        "test_what_is_not_finite_reaches_every_rank",
+        change=(("        landing += term\n", "        landing.nan_to_num_()\n        landing += term\n"),),
     ),
 )

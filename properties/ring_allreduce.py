@@ -1,6 +1,7 @@
 """The laws of a ring: each rank ends up with the sum, the same to the last bit; what travels goes one way round, no
 rank sends more than its share, nobody waits for one who waits, and a buffer is left alone while it is under way."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -53,9 +54,9 @@ def rings(draw, worlds=WORLDS, sizes=st.integers(1, 13), dtypes=FLOATS[:1], piec
 
 
 @st.composite
-def shaped(draw, pieces=(1,)):
+def shaped(draw, pieces=(1,), worlds=WORLDS):
     """Tensors of up to three dimensions, in any memory layout."""
-    world, shape = draw(st.sampled_from(WORLDS)), distinct(draw, draw(st.integers(0, 3)), high=4)
+    world, shape = draw(st.sampled_from(worlds)), distinct(draw, draw(st.integers(0, 3)), high=4)
     xs = [fill(draw, shape, layout=draw(LAYOUTS)) for _ in range(world)]
     return Ranks(world, None, xs, draw(st.sampled_from(pieces)))
 
@@ -91,7 +92,7 @@ def total(xs):
     if not xs[0].is_floating_point():
         return torch.stack([x.contiguous() for x in xs]).sum(0, dtype=xs[0].dtype), None
     wide = torch.stack([x.double() for x in xs])
-    return wide.sum(0), wide.abs().sum(0)
+    return wide.sum(0), wide.abs().nan_to_num(0, 0, 0).sum(0)  # no room around what is not finite
 
 
 def assert_sum(got, want, size, xs, name):
@@ -367,12 +368,12 @@ def test_every_rank_gets_the_sum(subject, case):
     answered(reduced, subject, case)
 
 
-@few
-@given(case=shaped())
+@examples(quick=3, full=20)
+@given(case=shaped(worlds=(2, 1, 3) if MOST > 2 else (MOST, 1)))
 def test_all_reduce_returns_a_new_tensor_of_the_shape_of_x(subject, case):
     """The sum has the shape and dtype of x, () included, lies in memory of its own, and x is left alone.
 
-    Catches flat results, and a sum that is built up in x."""
+    Catches flat results, a sum that is built up in x, and x handed back by a rank alone."""
     for x, answer in zip(case.xs, reduced(subject, case), strict=True):
         assert_tensor(answer.value, shape=x.shape, dtype=x.dtype)
         untouched({"x": x}, {"x": answer.args[0]})
@@ -434,6 +435,19 @@ def test_a_chunk_travels_whole_unless_told_otherwise(subject, case):
         assert_true(
             sent <= most, f"rank {answer.rank} sends {sent} messages", expected=f"at most {most}", got=sent
         )
+
+
+@few
+@given(
+    case=rings(sizes=st.integers(2, 9), dtypes=FLOATS, pieces=(1, 2)),
+    bad=st.sampled_from((math.inf, math.nan)),
+)
+def test_what_is_not_finite_reaches_every_rank(subject, case, bad):
+    """An infinity or a NaN on one rank is in the sum on all of them, in its place and no other.
+
+    That is how a loss that has overflowed is noticed. Catches NaN taken for 0, and zeros that multiply."""
+    case.xs[-1][1], case.xs[0][0] = bad, -bad
+    answered(reduced, subject, case)
 
 
 @few
@@ -543,26 +557,46 @@ def test_less_than_one_piece_is_refused(subject, case, pieces):
 
 
 def probes(subject):
-    """Fixed calls: the values, and what was sent, coarsely enough to be one for all styles."""
+    """Fixed calls, each seen in two ways: what came of it, and which rules its messages break."""
 
     def tensors(world, n, dtype=torch.float64, times=1.0):
         values = torch.arange(n, dtype=torch.float64)
         return [((values * (rank + 1.5) + 10**rank) * times).to(dtype) for rank in range(world)]
 
     def asked(name, calls, world, group=None, **options):
-        answers = ranks.run(subject, name, calls, world=world, group=group, **options)
+        return ranks.run(subject, name, calls, world=world, group=group, **options)
+
+    def values(answers):
+        return [(a.value, a.shares, [x for x in a.args if isinstance(x, Tensor)]) for a in answers]
+
+    def traffic(answers, n, pieces, rounds, itemsize):
+        """What the contract forbids and how much of it, in chunks: nothing, for all that is right."""
+        share, others = ceil(n, len(answers)), len(answers) - 1
         return [
             (
-                a.value, a.shares, [x for x in a.args if isinstance(x, Tensor)],
-                sum(m.bytes for m in a.sent),
-                sum(m.bytes for m in a.sent if m.numel == max(m.numel for m in a.sent)),
-                max((m.numel for m in a.messages), default=0),
-                len({m.peer for m in a.sent}), all(m.waited for m in a.messages), any(m.disturbed for m in a.messages),
-                sum(m.ahead == 0 for m in a.received) > 2 * (len(calls) - 1),
-                sorted({m.peer for m in a.sent} & {m.peer for m in a.received}) if len(calls) > 2 else [],
+                ceil(max(0, sum(m.bytes for m in a.sent) - rounds * others * share * itemsize), max(1, share * itemsize)),
+                sum(m.numel > ceil(share, pieces) for m in a.sent),
+                len({m.peer for m in a.sent}) > 1, all(m.waited for m in a.messages), any(m.disturbed for m in a.messages),
+                sum(m.ahead == 0 for m in a.received) > rounds * others,
+                sorted({m.peer for m in a.sent} & {m.peer for m in a.received}) if others > 1 else [],
             )
             for a in answers
         ]  # fmt: skip
+
+    def both(label, name, calls, world, group=None, **options):
+        """One run, seen in two ways: what came of it, and what was sent."""
+        kept = []
+
+        def once():
+            kept or kept.append(asked(name, calls, world, group, **options))
+            return kept[0]
+
+        n = calls[0][1] if name == "all_gather" else calls[0][0].numel()
+        rules = n, options.get("pieces", 1), 1 + (name == "ring_allreduce"), calls[0][0].itemsize
+        return {
+            label: lambda: values(once()),
+            f"{label}, its messages": lambda: traffic(once(), *rules),
+        }
 
     def calls(*args, **kwargs):
         return [(x,) for x in tensors(*args, **kwargs)]
@@ -570,34 +604,45 @@ def probes(subject):
     whole = torch.arange(7.0)
     chunks = [(c, 7) for c in whole.tensor_split(3)]
     group = SUBGROUPS[2] if MOST > 3 else SUBGROUPS[-1]
-    return {
-        "a chunk of the sum": lambda: asked("reduce_scatter", calls(3, 7), 3),
-        "even chunks": lambda: asked("reduce_scatter", calls(2, 8), 2),
-        "n below N": lambda: asked("reduce_scatter", calls(3, 2), 3),
-        "halves": lambda: asked("reduce_scatter", calls(3, 6, torch.bfloat16), 3),
-        "whole numbers": lambda: asked("reduce_scatter", calls(2, 4, torch.int64, 2.0**40), 2),
-        "strided": lambda: asked("reduce_scatter", [(x.view(3, 2).t(),) for x in tensors(2, 6)], 2),
-        "in a group": lambda: asked("reduce_scatter", calls(len(group), 5), group[-1] + 1, group),
-        "alone": lambda: asked("reduce_scatter", calls(1, 3), 1),
-        "gathered": lambda: asked("all_gather", chunks, 3),
-        "gathered evenly": lambda: asked("all_gather", [(c, 6) for c in whole[:6].tensor_split(3)], 3),
-        "a chunk too small": lambda: asked("all_gather", [(c[:1], 7) for c, _ in chunks], 3),
-        "the sum": lambda: asked("ring_allreduce", calls(3, 7), 3),
-        "an even sum": lambda: asked("ring_allreduce", calls(3, 6), 3),
-        "a sum of halves": lambda: asked("ring_allreduce", calls(3, 6, torch.bfloat16), 3),
-        "a sum of whole numbers": lambda: asked("ring_allreduce", calls(2, 4, torch.int64, 2.0**40), 2),
-        "a number": lambda: asked("ring_allreduce", [(x[0],) for x in tensors(2, 1)], 2),
-        "a table": lambda: asked("ring_allreduce", [(x.view(3, 2),) for x in tensors(2, 6)], 2),
-        "a sum alone": lambda: asked("ring_allreduce", calls(1, 3), 1),
-        "a sum in a group": lambda: asked("ring_allreduce", calls(len(group), 5), group[-1] + 1, group),
-        "three pieces": lambda: asked("ring_allreduce", calls(2, 12), 2, pieces=3),
-        "two pieces": lambda: asked("ring_allreduce", calls(3, 13), 3, pieces=2),
-        "no pieces": lambda: asked("ring_allreduce", calls(2, 4), 2, pieces=0),
-        "large whole numbers": lambda: asked(
-            "ring_allreduce", [(torch.tensor([2**53 + 1, 3]),), (torch.tensor([2, 5]),)], 2
-        ),
-        "messages of a sum": lambda: [
-            sum(m.numel > 0 for m in a.sent)
-            for a in ranks.run(subject, "ring_allreduce", [(torch.ones(4),), (torch.ones(4),)], world=2)
-        ],
-    }
+    return (
+        both("a chunk of the sum", "reduce_scatter", calls(3, 7), 3)
+        | both("even chunks", "reduce_scatter", calls(2, 8), 2)
+        | both("n below N", "reduce_scatter", calls(3, 2), 3)
+        | both("halves", "reduce_scatter", calls(3, 6, torch.bfloat16), 3)
+        | both("whole numbers", "reduce_scatter", calls(2, 4, torch.int64, 2.0**40), 2)
+        | both("strided", "reduce_scatter", [(x.view(3, 2).t(),) for x in tensors(2, 6)], 2)
+        | both("in a group", "reduce_scatter", calls(len(group), 5), group[-1] + 1, group)
+        | both("alone", "reduce_scatter", calls(1, 3), 1)
+        | both("gathered", "all_gather", chunks, 3)
+        | both("gathered evenly", "all_gather", [(c, 6) for c in whole[:6].tensor_split(3)], 3)
+        | both("a chunk too small", "all_gather", [(c[:1], 7) for c, _ in chunks], 3)
+        | both("the sum", "ring_allreduce", calls(3, 7), 3)
+        | both("an even sum", "ring_allreduce", calls(3, 6), 3)
+        | both("a sum of halves", "ring_allreduce", calls(3, 6, torch.bfloat16), 3)
+        | both("a sum of whole numbers", "ring_allreduce", calls(2, 4, torch.int64, 2.0**40), 2)
+        | both("a number", "ring_allreduce", [(x[0],) for x in tensors(2, 1)], 2)
+        | both("a table", "ring_allreduce", [(x.view(3, 2),) for x in tensors(2, 6)], 2)
+        | both("a sum alone", "ring_allreduce", calls(1, 3), 1)
+        | both("a sum in a group", "ring_allreduce", calls(len(group), 5), group[-1] + 1, group)
+        | both("three pieces", "ring_allreduce", calls(2, 12), 2, pieces=3)
+        | both("two pieces", "ring_allreduce", calls(3, 13), 3, pieces=2)
+        | both("no pieces", "ring_allreduce", calls(2, 4), 2, pieces=0)
+        | both(
+            "an infinity",
+            "ring_allreduce",
+            [(torch.tensor([1.0, math.inf, 2.0]),), (torch.tensor([math.nan, 1.0, 2.0]),)],
+            2,
+        )
+        | both(
+            "large whole numbers",
+            "ring_allreduce",
+            [(torch.tensor([2**53 + 1, 3]),), (torch.tensor([2, 5]),)],
+            2,
+        )
+        | {
+            "messages of a sum": lambda: [
+                max(2, sum(m.numel > 0 for m in a.sent))
+                for a in ranks.run(subject, "ring_allreduce", [(torch.ones(4),), (torch.ones(4),)], world=2)
+            ]
+        }
+    )

@@ -3,8 +3,8 @@ r"""Ring all-reduce: the sum on every rank, at the cost in traffic of two copies
 The flat tensor is cut into N chunks, and the ranks stand in a ring. Let c_s(i) be the chunk that rank i sends to
 its right in step s, counted modulo N, while it receives c_s(i−1) from its left:
 
-    reduce-scatter   c_s(i) = i − 1 − s     what comes in is added to the own copy
-    all-gather       c_s(i) = i − s         what comes in replaces the own copy              s = 0 … N − 2
+    reduce-scatter   c_s(i) = i − 1 − s     what comes in is added to the own term
+    all-gather       c_s(i) = i − s         what comes in is kept as it is                   s = 0 … N − 2
 
 A chunk that comes in at step s leaves at step s + 1: c_{s+1}(i) = c_s(i−1). In the first round each chunk thus
 collects one term a step and comes to rest, complete, at the rank of its own number; in the second it visits all
@@ -15,6 +15,10 @@ Each rank sends N − 1 chunks a round, 2(N−1)/N · n elements in all, and no 
 result can do with less than that on every link. Latency is 2(N−1) messages, which is why small tensors are better
 served by trees.
 
+What comes in lands in the result, where it belongs, and the own term is added to it there. So x is only read: no
+copy of it is made, and there is no spare buffer. That counts for large tensors, since memory that is touched for
+the first time can cost as much as the messages that fill it.
+
 Pipelining cuts each chunk into pieces and keeps two messages under way: a piece is added while the next one is
 travelling. Piece k of step s needs only piece k of step s − 1, so that with two pieces or more the one is always
 there when its turn comes.
@@ -22,12 +26,12 @@ there when its turn comes.
 Source: Patarasuk & Yuan, Bandwidth optimal all-reduce algorithms for clusters of workstations, J. Parallel Distrib.
 Comput. 69 (2009), §4; for deep learning Gibiansky, Bringing HPC techniques to deep learning, 2017. They send to the
 right as here; the numbering of the chunks is such that reduce-scatter leaves chunk i on rank i, as the collective of
-that name does. Costs 2(N−1)/N · n elements sent, (N−1)/N · n additions and a buffer of up to two pieces.
+that name does. Costs 2(N−1)/N · n elements sent and (N−1)/N · n additions, and no memory beside the result;
+reduce_scatter has n elements of its own while it runs.
 """
 
 from collections import deque
 
-import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
@@ -38,8 +42,8 @@ def reduce_scatter(
     x: Shaped[Tensor, "*shape"], *, group: ProcessGroup | None = None
 ) -> Shaped[Tensor, "chunk"]:
     """This rank's chunk of the sum over all ranks, as ``torch.tensor_split`` cuts the flat tensor."""
-    chunks = _flat_copy(x).tensor_split(dist.get_world_size(group))
-    _reduce(chunks, group)
+    chunks = _flat_like(x).tensor_split(dist.get_world_size(group))
+    _reduce(x, chunks, group)
     return chunks[dist.get_rank(group)].clone()
 
 
@@ -63,21 +67,24 @@ def ring_allreduce(
     """The sum of x over all ranks, in a new tensor. Chunks travel in ``pieces``; ValueError if that is below 1."""
     if pieces < 1:
         raise ValueError(f"a chunk travels in at least one piece, got pieces={pieces}")
-    whole = _flat_copy(x)
+    whole = _flat_like(x)
     chunks = whole.tensor_split(dist.get_world_size(group))
-    _reduce(chunks, group, pieces)
+    _reduce(x, chunks, group, pieces)
     _gather(chunks, group, pieces)
     return whole.view(x.shape)
 
 
-def _flat_copy(x: Tensor) -> Tensor:
-    return x.detach().clone(memory_format=torch.contiguous_format).view(-1)
+def _flat_like(x: Tensor) -> Tensor:
+    """Room for the elements of x in one dimension."""
+    return x.new_empty(x.numel())
 
 
-def _reduce(chunks: tuple[Tensor, ...], group: ProcessGroup | None, pieces: int = 1) -> None:
-    """Let chunk i of the sum come to rest on rank i. The other chunks are left as partial sums."""
-    spare = chunks[0].new_empty(2, -(-len(chunks[0]) // pieces))
-    _circulate(chunks, dist.get_rank(group) - 1, group, pieces, spare)
+def _reduce(x: Tensor, chunks: tuple[Tensor, ...], group: ProcessGroup | None, pieces: int = 1) -> None:
+    """Let chunk i of the sum come to rest on rank i. What stands in the other chunks then are partial sums."""
+    terms = x.detach().reshape(-1).split([len(chunk) for chunk in chunks])
+    first = dist.get_rank(group) - 1
+    chunks[first].copy_(terms[first])  # the one that leaves without having come; all of x, for a rank alone
+    _circulate(chunks, first, group, pieces, terms)
 
 
 def _gather(chunks: tuple[Tensor, ...], group: ProcessGroup | None, pieces: int = 1) -> None:
@@ -90,32 +97,34 @@ def _circulate(
     first: int,
     group: ProcessGroup | None,
     pieces: int,
-    spare: Tensor | None = None,
+    terms: tuple[Tensor, ...] | None = None,
 ) -> None:
-    """Send chunk ``first`` to the right, then each that came from the left: into ``spare``, from where it is added to
-    the own copy, or without one over the own copy."""
+    """Send chunk ``first`` to the right, then each that came from the left, with this rank's term added if there are
+    ``terms``."""
     world, left, right = len(chunks), *_neighbours(group)
     cut = [chunk.tensor_split(pieces) for chunk in chunks]
-    under_way: deque[tuple[list, Tensor, Tensor]] = deque()
+    added = [term.tensor_split(pieces) for term in terms or ()]
+    under_way: deque[tuple[list, Tensor, Tensor | None]] = deque()
     for turn in range((world - 1) * pieces):
         step, piece = divmod(turn, pieces)
         if len(under_way) == min(pieces, 2):
             _finish(*under_way.popleft())
-        outgoing, own = cut[(first - step) % world][piece], cut[(first - step - 1) % world][piece]
-        landing = own if spare is None else spare[turn % 2, : len(own)]
+        leaving, coming = (first - step) % world, (first - step - 1) % world
+        outgoing, landing = cut[leaving][piece], cut[coming][piece]
         # Both in one batch: on NCCL, two ranks that send before they receive wait for each other.
         ends = (P2POp(dist.isend, outgoing, right, group), P2POp(dist.irecv, landing, left, group))
         batch = [end for end in ends if end.tensor.numel()]
-        under_way.append((dist.batch_isend_irecv(batch) if batch else [], landing, own))
+        term = added[coming][piece] if added else None
+        under_way.append((dist.batch_isend_irecv(batch) if batch else [], landing, term))
     while under_way:
         _finish(*under_way.popleft())
 
 
-def _finish(requests: list, landing: Tensor, own: Tensor) -> None:
+def _finish(requests: list, landing: Tensor, term: Tensor | None) -> None:
     for request in requests:
         request.wait()
-    if landing is not own:
-        own += landing
+    if term is not None:
+        landing += term
 
 
 def _neighbours(group: ProcessGroup | None) -> tuple[int, int]:
