@@ -43,11 +43,7 @@ def _extend_a_buffer(model, ids, cache=None):
         with torch.no_grad():
             keys[:, :, start:end] = k
             values[:, :, start:end] = v
-        x = x + block.attn.merge(
-            torch.nn.functional.scaled_dot_product_attention(
-                q, keys[:, :, :end].clone(), values[:, :, :end].clone()
-            )
-        )
+        x = x + block.attn.merge(attend(q, keys[:, :, :end].clone(), values[:, :, :end].clone()))
         x = x + block.mlp(block.norm2(x))
     return model.unembed(model.norm(x)), (end, buffers)
 

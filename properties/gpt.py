@@ -281,7 +281,7 @@ def true_loss(logits, ids):
     return -(log_p * right).sum() / right.sum(), slope
 
 
-def agree(got, want, case, name="the logits"):
+def agree(got, want, case, name="the tensor of logits"):
     assert_close(got, want, dtype=case.dtype, steps=ROUNDINGS, magnitude=1 + want.abs().max(), name=name)
 
 
@@ -396,7 +396,7 @@ def learned(case, losses, model):
         torch.tensor(want, dtype=torch.float64),
         dtype=torch.float64,
         magnitude=slack * 30,
-        name="the losses",
+        name="the list of losses",
     )
     for name, due in (("table", table), ("bias", bias)):
         assert_close(
@@ -621,7 +621,7 @@ def test_large_scores_change_nothing(subject, case, sign):
     # A score of 900 is a sum of terms of 900, and its rounding error is that much larger.
     size = 900 * (1 + want.abs().max())
     got = built(subject, case, found)(case.ids)
-    assert_close(got, want, dtype=case.dtype, steps=ROUNDINGS, magnitude=size, name="the logits")
+    assert_close(got, want, dtype=case.dtype, steps=ROUNDINGS, magnitude=size, name="the tensor of logits")
 
 
 @examples(quick=0, full=2)
@@ -643,7 +643,9 @@ def test_the_texts_of_a_batch_are_independent(subject, case):
     model = built(subject, case)
     alone = torch.cat([model(row[None]) for row in case.ids])
     got = model(case.ids)
-    assert_tensor(got, shape=(*case.ids.shape, case.vocab_size), dtype=case.dtype, name="the logits")
+    assert_tensor(
+        got, shape=(*case.ids.shape, case.vocab_size), dtype=case.dtype, name="the tensor of logits"
+    )
     agree(got, alone.double(), case)
 
 
@@ -806,7 +808,7 @@ def test_losses_are_those_before_each_step(subject, case):
     slack = 1 + case.steps * case.lr * 1e-6 / epsilon(torch.float64)
     got = torch.tensor(losses, dtype=torch.float64)
     want = torch.tensor(want, dtype=torch.float64)
-    assert_close(got, want, dtype=torch.float64, magnitude=slack * 30, name="the losses")
+    assert_close(got, want, dtype=torch.float64, magnitude=slack * 30, name="the list of losses")
 
 
 @examples(quick=3, full=15)
@@ -939,7 +941,7 @@ def test_draws_follow_the_temperature(subject, first, temperature, seed):
     ids = torch.tensor([[0, (first + 1) % 3]] * 50 + [[0, first]] * 800)
     generator = torch.Generator().manual_seed(seed)
     got = subject.generate(Bigram(ROWS), ids, 1, generator=generator, **options)
-    assert_tensor(got, shape=(850, 3), dtype=torch.int64, name="the texts")
+    assert_tensor(got, shape=(850, 3), dtype=torch.int64, name="the batch of texts")
     assert_as_likely(got[50:, 2:], law_of(first, temperature or 1.0, 1), f"after {first}, the token")
     if temperature is None:
         generator.manual_seed(seed)
@@ -955,7 +957,7 @@ def test_every_token_of_every_text_is_drawn_anew(subject, first, seed):
     Catches one draw shared by all texts, and a generator that starts again with every token."""
     generator = torch.Generator().manual_seed(seed)
     got = subject.generate(Bigram(ROWS), torch.full((800, 1), first), 2, generator=generator)
-    assert_tensor(got, shape=(800, 3), dtype=torch.int64, name="the texts")
+    assert_tensor(got, shape=(800, 3), dtype=torch.int64, name="the batch of texts")
     assert_as_likely(got[:, 1:], law_of(first, 1.0, 2), f"after {first}, the tokens")
 
 
@@ -968,7 +970,7 @@ def test_no_token_is_too_unlikely_to_be_drawn(subject, seed):
     model = Bigram(noise(seed, 1, 64).expand(64, 64) / 100)
     ids = some_ids(seed, 64, 2000, 1)
     got = subject.generate(model, ids, 1, generator=torch.Generator().manual_seed(seed))
-    assert_tensor(got, shape=(2000, 2), dtype=torch.int64, name="the texts")
+    assert_tensor(got, shape=(2000, 2), dtype=torch.int64, name="the batch of texts")
     missing = sorted(set(range(64)) - set(got[:, 1].tolist()))
     assert_equal(missing, [], "the tokens that never came in 2000 draws of 64 about equally likely ones")
 
@@ -988,7 +990,9 @@ def test_the_generator_is_the_only_source_of_randomness(subject, case, seed):
         assert_true(torch.equal(torch.random.get_rng_state(), state), "the global random state was moved")
         start = torch.Generator().manual_seed(seed).get_state()
         assert_true(not torch.equal(generator.get_state(), start), "the generator was not used")
-    assert_tensor(texts[0], shape=(20, case.ids.shape[1] + case.count), dtype=torch.int64, name="the texts")
+    assert_tensor(
+        texts[0], shape=(20, case.ids.shape[1] + case.count), dtype=torch.int64, name="the batch of texts"
+    )
     assert_equal(texts[1], texts[0], "the text drawn with an equal generator")
 
 
@@ -1296,7 +1300,10 @@ def test_the_last_token_of_a_text_is_scored(subject, case):
     case, head = case
     before, lengths = case.ids.clone(), head.lengths.clone()
     agree(
-        classifier(subject, case, head)(case.ids, head.lengths), true_scores(case, head), case, "the scores"
+        classifier(subject, case, head)(case.ids, head.lengths),
+        true_scores(case, head),
+        case,
+        "the tensor of scores",
     )
     untouched({"ids": before, "lengths": lengths}, {"ids": case.ids, "lengths": head.lengths})
 
@@ -1311,7 +1318,7 @@ def test_padding_never_matters(subject, case):
     model = classifier(subject, case, head)
     past = torch.arange(case.ids.shape[1]) >= head.lengths[:, None]
     padded = replace(case, ids=torch.where(past, (case.ids + 1) % case.vocab_size, case.ids))
-    agree(model(padded.ids, head.lengths), true_scores(case, head), case, "the scores")
+    agree(model(padded.ids, head.lengths), true_scores(case, head), case, "the tensor of scores")
 
 
 @examples(quick=2, full=12)
