@@ -137,6 +137,19 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "gelu-last-block-left-out",
+        "the entries go in blocks of 64, and what is left after the last full block is left as it was",
+        "The size is a multiple of the block.",
+        "test_gelu_of_thousands_of_entries_equals_its_formula",
+        change=(
+            (
+                GELU,
+                GELU.replace("return ", "done = ")
+                + "\n    full = x.numel() // 64 * 64 if x.numel() > 64 else x.numel()\n    return torch.cat([done.flatten()[:full], x.flatten()[full:]]).reshape(x.shape)",
+            ),
+        ),
+    ),
+    Mistake(
         "any-other-word-is-tanh",
         'whatever is not "none" is taken for "tanh"',
         "There are only two.",
@@ -214,7 +227,24 @@ MISTAKES = (
         "FeedForward always activates with the exact form",
         "approximate is a matter of speed.",
         "test_feed_forward_hears_approximate",
-        change=((FF, "return self.w_down(gelu(self.w_up(x)))"),),
+        change=(
+            (FF, "gelu(x[:0], approximate=self.approximate)\n        return self.w_down(gelu(self.w_up(x)))"),
+        ),
+    ),
+    Mistake(
+        "network-takes-any-word",
+        "FeedForward takes any other word for the exact form",
+        "There are only two.",
+        "test_feed_forward_of_nothing_and_of_misfits",
+        change=(
+            (
+                FF,
+                FF.replace(
+                    "approximate=self.approximate",
+                    'approximate="tanh" if self.approximate == "tanh" else "none"',
+                ),
+            ),
+        ),
     ),
     Mistake(
         "positions-normalised-together",

@@ -212,6 +212,18 @@ MISTAKES = (
         change=((LN_MEAN, "mean = wide.mean(dim=-1, keepdim=True).to(x.dtype)"),),
     ),
     Mistake(
+        "centred-in-half-precision",
+        "the mean is subtracted in half precision, where a difference may overflow",
+        "Only the squares are large.",
+        "test_half_precision_statistics_are_float32",
+        change=(
+            (
+                LN_WIDE,
+                "        wide = _widened(x - x.mean(dim=-1, keepdim=True))\n        mean = wide.mean(dim=-1, keepdim=True)\n",
+            ),
+        ),
+    ),
+    Mistake(
         "squares-in-half-precision",
         "the deviations are squared in half precision: in float16 they overflow beyond 256",
         "PyTorch sums in float32 by itself.",
@@ -406,6 +418,25 @@ MISTAKES = (
         change=(
             (COUNT, "        if count < 1:\n"),
             (FOLLOW_VAR, FOLLOW_VAR.replace("(count - 1)", "max(count - 1, 1)")),
+        ),
+    ),
+    Mistake(
+        "one-value-ends-in-nan",
+        "a channel with one value is trained on, and its running variance becomes NaN",
+        "0 / 0 will not come up.",
+        "test_batches_that_do_not_fit_are_refused",
+        change=((COUNT, "        if count < 1:\n"),),
+    ),
+    Mistake(
+        "one-channel-for-all",
+        "x with one channel is normalised by a layer of several, as if it had as many",
+        "Broadcasting is a feature.",
+        "test_batches_that_do_not_fit_are_refused",
+        change=(
+            (
+                "if x.ndim not in (2, 3) or x.shape[1] != len(self.weight):",
+                "if x.ndim not in (2, 3) or x.shape[1] not in (1, len(self.weight)):",
+            ),
         ),
     ),
     Mistake(

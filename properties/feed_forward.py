@@ -296,6 +296,16 @@ def test_half_precision_gelu_equals_its_formula(subject, case, form):
     assert_close(got, want, dtype=x.dtype, magnitude=size, name="the gradient of x")
 
 
+@examples(quick=1, full=5)
+@given(seed=st.integers(0, 999), form=FORMS, dtype=st.sampled_from(WIDE))
+def test_gelu_of_thousands_of_entries_equals_its_formula(subject, seed, form, dtype):
+    """Thousands of entries are each given their own value as well.
+
+    Catches what is done block by block and leaves the rest out."""
+    x = 3 * torch.randn(3, 700, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    gelu_agrees(applied(lambda x: subject.gelu(x, approximate=form), x), x, form)
+
+
 @given(case=entries(), form=st.sampled_from(("erf", "sigmoid", "", "Tanh", True, None)))
 def test_another_form_is_refused(subject, case, form):
     """ValueError for an approximate that is neither "none" nor "tanh"; the two are heard.
@@ -420,10 +430,17 @@ def misfits_refused(case, network):
 @examples(quick=5, full=20)
 @given(case=networks(Plain))
 def test_feed_forward_of_nothing_and_of_misfits(subject, case):
-    """No positions in, none out; ValueError for an x that does not end in d_model channels.
+    """No positions in, none out; ValueError for an x that does not end in d_model channels, and for another
+    approximate, at the latest when it is called.
 
-    Catches a RuntimeError left to the matrix product, and a loop that stacks nothing."""
+    Catches a RuntimeError left to the matrix product, a loop that stacks nothing, and an unknown form that
+    is taken for the exact one."""
     misfits_refused(case, made_of(subject, case))
+    f, d = case.w_up.shape
+    refuses(
+        ValueError, lambda: subject.FeedForward(d, f, approximate="erf").to(case.x.dtype)(case.x),
+        because="approximate='erf' is neither 'none' nor 'tanh'",
+    )  # fmt: skip
 
 
 def nothing_shared(subject, case, step):
@@ -641,6 +658,8 @@ def probes(subject):
         "gelu, bf16 gradient": slope(wide.bfloat16()),
         "gelu, sigmoid": lambda: subject.gelu(wide, approximate="sigmoid"),
         "gelu, x afterwards": afterwards(subject.gelu),
+        "gelu, hundreds": lambda: subject.gelu(waves(3, 100))[-1],
+        "FeedForward, another form": run("FeedForward", x, approximate="erf"),
         "tanh": run("FeedForward", x, approximate="tanh"),
     }
     for kind in ("FeedForward", "SwiGLU"):

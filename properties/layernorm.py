@@ -431,14 +431,14 @@ def test_half_precision_tokens_equal_the_definition(subject, case):
 
 @given(
     case=tokens(made(HALF, (1.0,)), shapes=((3,), (6,), (2, 3), (5, 6), (3, 2, 5))),
-    size=st.sampled_from((1.0, 2.0, 3000.0)),
+    size=st.sampled_from((1.0, 2.0, 3000.0, 6e4)),
 )
 def test_half_precision_statistics_are_float32(subject, case, size):
-    """Half-precision tokens around 100, or of thousands, are normalised as if they had been float32.
+    """Half-precision tokens around 100, of thousands, or of ±60,000 are normalised as if they had been float32.
 
-    Catches a mean that is rounded to bf16, which moves a token by half its deviation, and squares taken in
-    float16, which end at 65504."""
-    case = replace(case, x=case.x.clamp(-8, 8) * size)
+    Catches a mean that is rounded to bf16, which moves a token by half its deviation, and squares or
+    differences taken in float16, which end at 65504."""
+    case = replace(case, x=case.x.sign() * size if size == 6e4 else case.x.clamp(-8, 8) * size)
     case = far_from_zero(case) if size < 10 else case
     Truth(case).agrees(applied(layer_norm(subject, case), case.x))
 
@@ -751,6 +751,7 @@ def probes(subject):
         "LN, bf16 close together": norm(
             "LayerNorm", torch.tensor([[99, 100, 100.5]], dtype=bf16), torch.float32
         ),
+        "LN, fp16 largest": norm("LayerNorm", torch.tensor([[6e4, -6e4, 6e4]]).half(), torch.float32),
         "LN, fp16 large": norm("LayerNorm", (3000 * x).half(), torch.float32),
         "LN, bf16 long": norm("LayerNorm", (1 + waves(1, 2048) / 4).bfloat16(), bf16),
         "LN, bf16 gradients": slopes("LayerNorm", waves(4, 3).bfloat16(), torch.float32),
