@@ -257,6 +257,20 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "root-fixed-in-backward",
+        "the backward pass takes 1/4 for 1/√head_dim, whatever the width",
+        "head_dim is 16.",
+        "test_every_head_dim_has_its_gradients",
+        change=(
+            (
+                "        delta = torch.empty_like(lse)\n",
+                "        delta = torch.empty_like(lse)\n"
+                '        if ctx.options["scale"] == ctx.options["D"] ** -0.5:\n'
+                '            ctx.options["scale"] = 0.25\n',
+            ),
+        ),
+    ),
+    Mistake(
         "gradient-with-the-strides-of-the-result",
         "the gradient from above is read with the strides of the result",
         "Gradients lie in memory as what they belong to.",

@@ -3,7 +3,11 @@ them, and nothing computed that no query sees; and the gradients are those of th
 
 They hold on a GPU and on Triton's interpreter, which needs TRITON_INTERPRET=1 before Triton is imported. The
 interpreter takes milliseconds for each block, so that lengths are little more than one block of 16 and
-examples are few; and it cannot multiply bfloat16, which is left out there."""
+examples are few; and it cannot multiply bfloat16, which is left out there.
+
+On a GPU each kernel is compiled anew for each dtype, width and constant, and for each argument that is 1 or a
+multiple of 16 where it was not before. So most claims keep to a width of 16 and to lengths that are neither; the
+lengths of 1 and of whole blocks, the other widths and the strides beside 1 are left to the claims about them."""
 
 import gc
 import math
@@ -30,12 +34,14 @@ from properties.flash_attention import Work
 
 HEADS = ((1, 1, 1), (1, 2, 2), (2, 1, 1))  # batch, heads, kv_heads
 GROUPED = ((1, 4, 2), (1, 2, 1), (1, 6, 3), (2, 3, 1))
-SQUARE = ((1, 1), (5, 5), (16, 16), (18, 18), (20, 20))
-SHORT = ((1, 18), (3, 17), (5, 20), (17, 34))  # fewer queries than keys
-TALL = ((4, 1), (18, 3), (20, 17), (34, 16))  # more queries than keys
-RAGGED = ((17, 18), (20, 19), (3, 17), (18, 5), (1, 33))
-WIDTHS = (16, 32)
+SQUARE = ((5, 5), (18, 18), (20, 20))
+SHORT = ((2, 18), (3, 17), (5, 20), (17, 34))  # fewer queries than keys
+TALL = ((4, 2), (18, 3), (20, 17), (34, 18))  # more queries than keys
+ONE_OR_WHOLE = ((1, 1), (16, 16), (1, 18))  # a length of 1, and whole blocks
+RAGGED = ((17, 18), (20, 19), (3, 17), (18, 5), (2, 33))
+WIDTHS = (16,)
 LAYOUTS = ("contiguous", "heads last", "beside", "strided", "expanded")
+UNIT = ("contiguous", "heads last", "beside", "expanded")  # those whose last stride is 1
 SEEDS = st.integers(0, 999)
 
 
@@ -234,7 +240,7 @@ CAUSAL, EITHER = st.just(True), st.booleans()
 
 
 @examples(quick=2, full=4)
-@given(case=cases(half=True))
+@given(case=cases(half=True, widths=(32,)))
 def test_half_precision_equals_the_definition(subject, case):
     """Half types come back in their own dtype, right within what rounding explains; q, k and v are left alone.
 
@@ -243,7 +249,7 @@ def test_half_precision_equals_the_definition(subject, case):
 
 
 @examples(quick=2, full=4)
-@given(case=cases(), level=st.integers(1, 3))
+@given(case=cases(SQUARE + ONE_OR_WHOLE), level=st.integers(1, 3))
 def test_each_row_is_an_average_of_the_values(subject, case, level):
     """Equal values come out as they are: the weights of a query sum to one over all blocks.
 
@@ -253,7 +259,7 @@ def test_each_row_is_an_average_of_the_values(subject, case, level):
 
 
 @examples(quick=2, full=5)
-@given(case=cases(((5, 18), (17, 20), (3, 34)), loudness=(1.0,)))
+@given(case=cases(((5, 18), (17, 20), (3, 34)), widths=(16, 32), loudness=(1.0,)))
 def test_several_blocks_equal_the_definition(subject, case):
     """Value by value softmax(q·kᵀ/√head_dim)·v in float64, over several blocks of keys, of several heads and
     batch entries.
@@ -331,7 +337,7 @@ def test_scale_takes_the_place_of_the_root(subject, case, scale):
 
 
 @examples(quick=3, full=8)
-@given(case=cases(SHORT + SHORT + SQUARE, causal=CAUSAL))
+@given(case=cases(SHORT + SHORT + SQUARE + ((1, 18), (16, 32)), causal=CAUSAL))
 def test_causal_is_aligned_to_the_last_key(subject, case):
     """The last query sees every key, the one before it every key but the last, and so on, whatever the blocks.
 
@@ -340,7 +346,7 @@ def test_causal_is_aligned_to_the_last_key(subject, case):
 
 
 @examples(quick=2, full=5)
-@given(case=cases(TALL, causal=CAUSAL))
+@given(case=cases((*TALL, (4, 1), (34, 16)), causal=CAUSAL))
 def test_queries_before_the_first_key_give_zeros(subject, case):
     """With more queries than keys, the first ones come before every key, alone in their block or beside others
     that see something: they give zeros.
@@ -351,7 +357,7 @@ def test_queries_before_the_first_key_give_zeros(subject, case):
 
 @examples(quick=2, full=6)
 @given(
-    case=cases(((5, 5), (3, 18), (18, 18)), causal=CAUSAL, half=True, layouts=LAYOUTS[:1]),
+    case=cases(((5, 5), (3, 18), (18, 18)), causal=CAUSAL, half=True, widths=(32,), layouts=LAYOUTS[:1]),
     size=st.sampled_from((1.0, 1e2)),
 )
 def test_future_keys_never_matter(subject, case, size):
@@ -372,7 +378,7 @@ def test_values_far_in_the_future_are_never_read(subject, seed):
     causal hides are skipped and not computed and masked, where 0 · NaN would be NaN.
 
     Catches a loop over all keys under a mask."""
-    case = noise_case(seed, 272, 272, causal=True)
+    case = noise_case(seed, 271, 271, causal=True)
     truth = Truth(case)
     case.v[:, :, 270:] = torch.nan
     got = call(subject, case.q, case.k, case.v, case)
@@ -387,7 +393,7 @@ def test_long_half_precision_rows_sum_in_float32(subject, seed, index):
 
     Catches running sums kept in the dtype of the inputs: in fp16 they overflow, in bf16 they stop growing."""
     dtype = halves()[index % len(halves())]
-    case = noise_case(seed, 1, 520)
+    case = noise_case(seed, 2, 520, dim=32)
     late = (torch.arange(520, device=device()) > 250)[:, None]
     v = (case.v / 4 + late) * (1 if dtype == torch.bfloat16 else 900)
     case = Case((case.q / 4).to(dtype), (case.k / 4).to(dtype), v.to(dtype))
@@ -400,7 +406,7 @@ def test_no_scores_are_made_outside_the_kernels(subject, seed, causal):
     """The forward pass makes no tensor that could hold the scores, and the result is right.
 
     Catches attention written in PyTorch, and kernels that pass the scores through memory."""
-    case = noise_case(seed, 96, 98, causal=causal)
+    case = noise_case(seed, 97, 98, causal=causal)
     with Work(case.q, case.k, case.v) as work:
         got = call(subject, case.q, case.k, case.v, case)
     Truth(case).agrees(got)
@@ -488,11 +494,25 @@ def test_gradients_follow_the_scale(subject, case):
 
 
 @examples(quick=1, full=3)
-@given(case=sloped(cases(((3, 18), (18, 3)), half=True, causal=EITHER, loudness=(0.5, 0.1))))
+@given(case=sloped(cases(((3, 18), (18, 3)), half=True, widths=(32,), causal=EITHER, loudness=(0.5, 0.1))))
 def test_half_precision_gradients_equal_the_definition(subject, case):
     """Gradients in half precision come in the dtype of their inputs, right within what rounding explains.
 
     Catches gradients left in float32."""
+    case, upstream = case
+    check_gradients(subject, case, upstream)
+
+
+@examples(quick=0, full=3)
+@given(
+    case=sloped(
+        cases(((3, 18), (17, 5)), heads=((1, 1, 1),), widths=(128, 64, 32), causal=CAUSAL, loudness=(0.5,))
+    )
+)
+def test_every_head_dim_has_its_gradients(subject, case):
+    """Heads of 32, 64 and 128 have right gradients as well as those of 16.
+
+    Catches a width, or its root, that is fixed in the backward kernels."""
     case, upstream = case
     check_gradients(subject, case, upstream)
 
@@ -538,7 +558,7 @@ def test_only_two_numbers_a_query_are_kept_and_no_scores_made(subject, seed, cau
     query; neither pass makes a tensor that could hold the scores; and the gradients are right.
 
     Catches weights or scaled copies kept for the backward pass, and a backward pass in PyTorch."""
-    case = noise_case(seed, 96, 98, causal=causal)
+    case = noise_case(seed, 97, 98, causal=causal)
     leaves = leaves_of(case)
     with Work(*leaves) as work:
         out = call(subject, *leaves, case)
@@ -546,11 +566,11 @@ def test_only_two_numbers_a_query_are_kept_and_no_scores_made(subject, seed, cau
         alive = work.alive(out)
         found = gradients(out, leaves)
     Truth(case).slopes_agree(found, torch.ones_like(out))
-    allowed = 2 * 96 + 64
+    allowed = 2 * 97 + 64
     assert_true(
         alive <= allowed,
         f"{alive} elements are kept for the backward pass, beside q, k, v and the result",
-        expected="at most 192, two for each of 96 queries",
+        expected="at most 194, two for each of 97 queries",
         got=alive,
     )
     no_scores(work, case, "forward and backward")
@@ -578,6 +598,7 @@ def test_shared_keys_sum_their_gradients(subject, case):
     check_gradients(subject, case, upstream)
 
 
+LONGER = (2, 3, 7, 5, 17, 100)
 WINDOWS = st.sampled_from((1, 2, 3, 7, 2, 5, 16, 17, 100))
 
 
@@ -600,7 +621,14 @@ def test_the_window_keeps_the_last_keys(subject, case):
 
 @examples(quick=2, full=6)
 @given(
-    case=sloped(cases(((5, 5), (18, 18), (3, 20), (20, 17)), heads=HEADS[:2], causal=CAUSAL, window=WINDOWS))
+    case=sloped(
+        cases(
+            ((5, 5), (18, 18), (3, 20), (20, 17)),
+            heads=HEADS[:2],
+            causal=CAUSAL,
+            window=st.sampled_from(LONGER),
+        )
+    )
 )
 def test_gradients_keep_to_the_window(subject, case):
     """The gradients follow the window, over blocks that it leaves, enters, and lies within.
@@ -627,8 +655,8 @@ def test_values_far_before_the_window_are_never_read(subject, seed, window):
 
 @examples(quick=2, full=6)
 @given(
-    case=sloped(cases(((5, 18), (18, 18), (18, 17)), GROUPED, causal=CAUSAL, window=WINDOWS,
-                      scale=st.sampled_from((-0.5, 0.5)), layouts=LAYOUTS, mixed=True))
+    case=sloped(cases(((5, 18), (18, 18), (18, 17)), GROUPED, causal=CAUSAL, window=st.sampled_from(LONGER),
+                      scale=st.sampled_from((-0.5, 0.5)), layouts=UNIT, mixed=True))
 )  # fmt: skip
 def test_all_arguments_together_equal_the_definition(subject, case):
     """Groups, window and scale at once, forward and backward, however the inputs lie in memory.
@@ -744,6 +772,7 @@ def probes(subject):
         ),
         "gradients": slopes(q, k, v),
         "gradients, more queries": slopes(k, *few),
+        "gradients, wider heads": slopes(*(waves(1, 1, 3, 32, step=n) for n in (1.7, 2.3, 0.9))),
         "gradients, heads last above": from_heads_last,
         "gradients, causal, more keys": slopes(q, k, v, causal=True),
         "gradients, scale −1": slopes(q, *few, scale=-1.0),
