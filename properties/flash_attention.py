@@ -69,10 +69,10 @@ class Shape:
     causal: bool = False
     seed: int = 0
 
-    def case(self, head_dim=1, value_dim=1, dtype=torch.float32):
+    def case(self, head_dim=1, value_dim=1, dtype=torch.float32, batch_heads=(1, 1)):
         sizes = (self.queries, head_dim), (self.keys, head_dim), (self.keys, value_dim)
         generator = torch.Generator().manual_seed(self.seed)
-        q, k, v = (torch.randn(1, 1, *size, generator=generator, dtype=dtype) for size in sizes)
+        q, k, v = (torch.randn(*batch_heads, *size, generator=generator).to(dtype) for size in sizes)
         return Case(q, k, v, self.block_q, self.block_k, self.causal)
 
 
@@ -538,14 +538,18 @@ def test_larger_blocks_take_fewer_operations(subject):
 
     Catches block sizes that nobody reads, whatever is done in their place: plain attention, or tiles of a size
     of one's own."""
-    small, large = (Shape(12, 10, *blocks).case(head_dim=2) for blocks in ((2, 2), (12, 10)))
-    seen = []
-    for case in (small, large):
-        with Work(case.q, case.k, case.v) as work:
-            got = call(subject, case.q, case.k, case.v, case)
-        Truth(case).agrees(got)
-        seen.append(work)
-    fewer(*seen, "forward")
+    for kind in KINDS:
+        seen = []
+        for blocks in ((2, 2), (12, 10)):
+            case = Shape(12, 10, *blocks).case(**kind)
+            with Work(case.q, case.k, case.v) as work:
+                got = call(subject, case.q, case.k, case.v, case)
+            Truth(case).agrees(got)
+            seen.append(work)
+        fewer(*seen, "forward")
+
+
+KINDS = {"head_dim": 2}, {"dtype": torch.bfloat16, "batch_heads": (2, 3)}
 
 
 def test_an_empty_batch_gives_an_empty_result(subject):
@@ -860,16 +864,17 @@ def test_larger_blocks_take_fewer_operations_backward(subject):
     operations than tiles of 2 × 2.
 
     Catches a backward pass that does not read the block sizes."""
-    small, large = (Shape(12, 10, *blocks).case(head_dim=2) for blocks in ((2, 2), (12, 10)))
-    seen = []
-    for case in (small, large):
-        leaves = leaves_of(case)
-        out = call(subject, *leaves, case)
-        with Work(*leaves, out) as work:
-            found = gradients(out, leaves)
-        Truth(case).slopes_agree(found, torch.ones_like(out))
-        seen.append(work)
-    fewer(*seen, "backward")
+    for kind in KINDS:
+        seen = []
+        for blocks in ((2, 2), (12, 10)):
+            case = Shape(12, 10, *blocks).case(**kind)
+            leaves = leaves_of(case)
+            out = call(subject, *leaves, case)
+            with Work(*leaves, out) as work:
+                found = gradients(out, leaves)
+            Truth(case).slopes_agree(found, torch.ones_like(out))
+            seen.append(work)
+        fewer(*seen, "backward")
 
 
 @examples(quick=1, full=2)

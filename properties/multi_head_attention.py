@@ -509,14 +509,14 @@ def test_half_precision_gradients_equal_the_definition(subject, case):
 @examples(quick=0, full=2)
 @given(seed=st.integers(0, 999))
 def test_long_half_precision_sequences_sum_in_float32(subject, seed):
-    """Over 600 tokens, and over as many channels, the result is right to what bfloat16 stores.
+    """Over 1,100 tokens, and over 600 channels, the result is right to what bfloat16 stores.
 
-    Catches running sums in bf16, which stop growing at 256 terms."""
-    noise = torch.randn(600, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    Catches running sums in bf16, which stop growing at 256 terms, and a mask that was made for 1,024 tokens."""
+    noise = torch.randn(1100, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     long, one = (1 + noise / 4).reshape(1, -1, 1).bfloat16(), torch.ones(1, 1, dtype=torch.bfloat16)
-    case = Case(long, 0.25 * one, 0.25 * one, one, one, 1)
-    Truth(case).agrees(attend(subject, case), name="the result over 600 tokens")
-    wide, row = long.mT.repeat(1, 2, 1), torch.full((600, 600), 1 / 512, dtype=torch.bfloat16)
+    case = Case(long, 0.25 * one, 0.25 * one, one, one, 1, causal=True)
+    Truth(case).agrees(attend(subject, case), name="the result over 1,100 tokens")
+    wide, row = long[:, :600].mT.repeat(1, 2, 1), torch.full((600, 600), 1 / 512, dtype=torch.bfloat16)
     case = Case(wide, row, row, row, row, 300)
     Truth(case).agrees(attend(subject, case), name="the result over 600 channels")
 
@@ -717,7 +717,7 @@ def test_long_sequences_equal_the_definition(subject, time, window, seed):
     for batch, tokens, heads, groups, dim in ((1, time, 3, 1, 2), (12, 9, 12, 4, 2), (1, 9, 2, 1, 80)):
         wide, narrow = heads * dim, groups * dim
         shapes = (batch, tokens, wide), (wide, wide), (narrow, wide), (narrow, wide), (wide, wide)
-        x, *weights = (torch.randn(shape, generator=generator) for shape in shapes)
+        x, *weights = (torch.randn(shape, generator=generator).double() for shape in shapes)
         weights = (w / (2 * wide**0.5) for w in weights)
         rope = tables(tokens, dim, 100.0)
         case = Case(x, *weights, heads, groups, causal=True, rope=rope, window=1 + window % tokens)
