@@ -4,11 +4,11 @@ import torch
 
 from dojo.mistake import Mistake
 
-WRITE = "room[:, :, self.length : stop] = new.detach()"
-MOVE = "            room[:, :, self.length : stop] = new.detach()\n        self.length = stop\n"
+WRITE = "self._kv[0, :, :, new], self._kv[1, :, :, new] = k.detach(), v.detach()"
+MOVE = f"        {WRITE}\n        self.length = stop\n"
 STOP = "        stop = self.length + k.shape[2]\n"
 FULL = "        if stop > self.max_len:\n"
-FOR = "        for room, new in zip(self._kv, (k, v), strict=True):\n            room[:, :, self.length"
+NEW = "        new = slice(self.length, stop)\n"
 VIEW = "k, v = self._kv[:, :, :, : self.length]"
 CLONE = '''    def clone(self) -> "KVCache":
         """An independent cache that holds the same: another branch of the sequence."""
@@ -24,23 +24,26 @@ EXTENDED = "        self.append(k, v)\n        return *self.view(), None\n"
 REPEAT = "keys, values = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (keys, values))"
 ATTEND = "return attention(q, keys, values, mask=near, causal=True, scale=scale)"
 GOES_IN = "    keys, values, near = cache._extended(k, v)\n"
-CHECK_Q = """    if not fit or k.shape[2] < 1 or q.shape[1] % max(k.shape[1], 1):
+FIT = "    fit = q.ndim == 4 and q.shape[0] == k.shape[0] and q.shape[2:] == k.shape[2:]\n"
+CHECK_Q = """    if not fit or k.shape[2] < 1 or q.shape[1] % k.shape[1]:
         raise ValueError(f"q {tuple(q.shape)} does not fit k {tuple(k.shape)} and v {tuple(v.shape)}")
 """
 CHECK = "if k.ndim != 4 or k.shape != v.shape or k.shape != (batch, heads, k.shape[2], dim):"
 ROOM = "return torch.zeros(2, batch, heads, tokens, dim, dtype=dtype, device=device)"
 RING_ROOM = "self._kv = _room(batch, n_kv_heads, window, head_dim, dtype, device)"
-RING_WRITE = "room[:, :, slots] = new[:, :, new.shape[2] - kept :].detach()"
+RING_K = "self._kv[0, :, :, slots] = k[:, :, pushed_out:].detach()"
+RING_V = "self._kv[1, :, :, slots] = v[:, :, pushed_out:].detach()"
 RING_MOVE = "        self.length += k.shape[2]\n"
 RING_VIEW = "k, v = self._kv[:, :, :, self._slots(min(self.length, self.window))]"
 SLOTS = "return torch.arange(self.length - count, self.length, device=self._kv.device) % self.window"
 NEAR = "return keys, values, near.triu(last + 1 - self.window)"
-PAST = "        past = self.view()\n        self.append(k, v)\n"
+PAST = "        past_k, past_v = self.view()\n        self.append(k, v)\n"
 
 
 def attends_to_the_whole_room(q, k, v, cache, *, scale=None):
-    fit = q.ndim == k.ndim == 4 and q.shape[0] == k.shape[0] and q.shape[2:] == k.shape[2:]
-    if not fit or k.shape[2] < 1 or q.shape[1] % max(k.shape[1], 1):
+    _check(cache._kv, k, v)
+    fit = q.ndim == 4 and q.shape[0] == k.shape[0] and q.shape[2:] == k.shape[2:]
+    if not fit or k.shape[2] < 1 or q.shape[1] % k.shape[1]:
         raise ValueError(f"q {tuple(q.shape)} does not fit k {tuple(k.shape)} and v {tuple(v.shape)}")
     start = cache.length
     keys, values, near = cache._extended(k, v)
@@ -51,6 +54,14 @@ def attends_to_the_whole_room(q, k, v, cache, *, scale=None):
         near = near.tril(keys.shape[2] - k.shape[2])
     keys, values = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (keys, values))
     return attention(q, keys, values, mask=near, scale=scale)
+
+
+BY_HAND = """    wide = {dtype}
+    at = torch.arange(keys.shape[2], device=q.device)
+    seen = at <= at[keys.shape[2] - q.shape[2] :, None]
+    seen = seen if near is None else seen & near
+    scores = q.to(wide) @ keys.to(wide).mT * (q.shape[3] ** -0.5 if scale is None else scale)
+"""
 
 
 class RolledWindowKVCache:
@@ -114,6 +125,13 @@ MISTAKES = (
         change=((ROOM, "return torch.zeros(2, batch, heads, tokens, dim, device=device)"),),
     ),
     Mistake(
+        "half-precision-by-default",
+        "without a dtype the cache is bfloat16",
+        "Caches are kept in half precision.",
+        "test_the_dtype_is_that_of_torch_unless_given",
+        change=((ROOM, ROOM.replace("dtype=dtype", "dtype=dtype or torch.bfloat16")),),
+    ),
+    Mistake(
         "device-ignored",
         "the cache is made on the CPU, whatever device it is asked for",
         "torch finds the device.",
@@ -128,7 +146,6 @@ MISTAKES = (
         change=(
             (
                 MOVE,
-                "            del room, new\n"
                 "        old = self._kv[:, :, :, : self.length]\n"
                 "        self._kv = torch.cat([old, torch.stack((k, v)).detach()], dim=3)\n"
                 "        self.length = stop\n",
@@ -140,7 +157,35 @@ MISTAKES = (
         "each append clones the whole cache and writes into the clone",
         "In-place writes are dangerous.",
         "test_append_moves_the_new_tokens_only",
-        change=((FOR, "        self._kv = self._kv.clone()\n" + FOR),),
+        change=((NEW, "        self._kv = self._kv.clone()\n" + NEW),),
+    ),
+    Mistake(
+        "the-pieces-are-kept",
+        "the cache keeps every piece that was appended besides writing it",
+        "They may be needed.",
+        "test_append_moves_the_new_tokens_only",
+        change=((MOVE, MOVE + "        self._pieces = [*getattr(self, '_pieces', ()), (k, v)]\n"),),
+    ),
+    Mistake(
+        "the-callers-tensors",
+        "the first piece is not copied: it is the caller's tensor until the next one comes",
+        "Copying a prompt is a waste.",
+        "test_cache_and_caller_share_no_memory",
+        change=(
+            (
+                NEW,
+                "        for room, mine in zip(self._kv, getattr(self, '_mine', None) or (), strict=False):\n"
+                "            room[:, :, : mine.shape[2]] = mine\n"
+                "        self._mine = None if self.length else (k.detach(), v.detach())\n" + NEW,
+            ),
+            (VIEW, "k, v = getattr(self, '_mine', None) or self._kv[:, :, :, : self.length]"),
+            (
+                '        """Forget all tokens. The memory stays, and is written over."""\n'
+                "        self.length = 0\n\n    def _extended",
+                '        """Forget all tokens. The memory stays, and is written over."""\n'
+                "        self.length, self._mine = 0, None\n\n    def _extended",
+            ),
+        ),
     ),
     Mistake(
         "view-copies",
@@ -166,7 +211,7 @@ MISTAKES = (
                 STOP,
                 "        start, self.length = self.length, self.length + k.shape[2]\n        stop = self.length\n",
             ),
-            (WRITE, "room[:, :, start:stop] = new.detach()"),
+            (NEW, "        new = slice(start, stop)\n"),
         ),
     ),
     Mistake(
@@ -301,6 +346,19 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "a-chunk-without-its-past",
+        "several tokens at once are taken for a prompt: they see each other, and nothing that was held before",
+        "Prefill comes first, then one token at a time.",
+        "test_prefill_then_decode_in_any_split_equals_one_pass",
+        change=(
+            (
+                EXTENDED,
+                "        self.append(k, v)\n        if k.shape[2] > 1:\n            return k, v, None\n"
+                "        return *self.view(), None\n",
+            ),
+        ),
+    ),
+    Mistake(
         "not-kept",
         "attend_with_cache joins the new tokens on for itself and does not append them",
         "The caller appends.",
@@ -308,8 +366,71 @@ MISTAKES = (
         change=(
             (
                 EXTENDED,
-                "        before = self.length\n        self.append(k, v)\n"
-                "        keys, values = self.view()\n        self.length = before\n        return keys, values, None\n",
+                "        _check(self._kv, k, v)\n"
+                "        keys, values = (torch.cat(pair, dim=2) for pair in zip(self.view(), (k, v), strict=True))\n"
+                "        return keys, values, None\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "only-what-came-with-queries",
+        "attention runs over the tokens that came through attend_with_cache, not over those appended before",
+        "All tokens come with their queries.",
+        "test_attention_reads_the_cache_as_it_is",
+        change=(
+            (
+                EXTENDED,
+                "        self._asked = getattr(self, '_asked', 0) + k.shape[2]\n        self.append(k, v)\n"
+                "        return *(x[:, :, -self._asked :] for x in self.view()), None\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "the-last-tile-is-cut-off",
+        "keys are taken 64 at a time, and those beyond a multiple of 64 are left out",
+        "Lengths are multiples of the tile.",
+        "test_every_token_of_a_long_sequence_counts",
+        change=(
+            (
+                REPEAT,
+                REPEAT + "\n    whole = keys.shape[2] // 64 * 64\n"
+                "    if q.shape[2] <= whole < keys.shape[2]:\n"
+                "        seen = torch.ones(q.shape[2], keys.shape[2], dtype=torch.bool, device=q.device)\n"
+                "        seen = (seen if near is None else near).tril(keys.shape[2] - q.shape[2])[:, :whole]\n"
+                "        return attention(q, keys[:, :, :whole], values[:, :, :whole], mask=seen, scale=scale)",
+            ),
+        ),
+    ),
+    Mistake(
+        "exp-without-a-shift",
+        "the weights are exp(scores) over their sum, without taking off the maximum: loud scores overflow",
+        "It cancels out.",
+        "test_large_scores_do_not_overflow",
+        change=(
+            (
+                ATTEND,
+                BY_HAND.format(dtype="torch.promote_types(q.dtype, torch.float32)").lstrip()
+                + "    weights = scores.exp() * seen\n"
+                "    return (weights @ values.to(wide) / weights.sum(-1, keepdim=True)).to(q.dtype)",
+            ),
+        ),
+    ),
+    Mistake(
+        "added-up-in-half-precision",
+        "token by token, weights and values are added up in the dtype of the cache",
+        "The result has that dtype.",
+        "test_long_half_precision_sequences_sum_in_float32",
+        change=(
+            (
+                ATTEND,
+                BY_HAND.format(dtype="torch.promote_types(q.dtype, torch.float32)").lstrip()
+                + "    weights = scores.where(seen, -torch.inf)\n"
+                "    weights = (weights - weights.amax(-1, keepdim=True)).exp().to(q.dtype)\n"
+                "    total, out = torch.zeros_like(weights[..., :1]), torch.zeros_like(q)\n"
+                "    for j in range(keys.shape[2]):\n"
+                "        total = total + weights[..., j : j + 1]\n"
+                "        out = out + weights[..., j : j + 1] * values[:, :, j : j + 1]\n"
+                "    return out / total",
             ),
         ),
     ),
@@ -338,14 +459,40 @@ MISTAKES = (
     ),
     # --- what is refused ---
     Mistake(
+        "a-cache-of-nothing",
+        "sizes of zero are accepted",
+        "An empty cache is a cache.",
+        "test_sizes_below_one_are_refused",
+        change=(
+            ("    if min(batch, heads, tokens, dim) < 1:\n", "    if min(batch, heads, tokens, dim) < 0:\n"),
+        ),
+    ),
+    Mistake(
         "one-head-for-all",
-        "keys of one head or one sequence broadcast over the whole cache in silence",
+        "keys of one head broadcast over all heads of the cache in silence",
         "Broadcasting is a feature.",
         "test_shapes_that_do_not_fit_are_refused",
+        change=((CHECK, CHECK.replace("(batch, heads, k", "(batch, min(heads, k.shape[1]), k")),),
+    ),
+    Mistake(
+        "one-sequence-for-all",
+        "keys of fewer sequences broadcast over the batch of the cache in silence",
+        "The prompt is the same for all.",
+        "test_shapes_that_do_not_fit_are_refused",
+        change=((CHECK, CHECK.replace("(batch, heads, k", "(min(batch, k.shape[0]), heads, k")),),
+    ),
+    Mistake(
+        "nothing-is-refused",
+        "no shape is looked at: what does not fit broadcasts, or fails somewhere in torch",
+        "PyTorch checks shapes.",
+        "test_shapes_that_do_not_fit_are_refused",
         change=(
+            (FIT + CHECK_Q, ""),
+            (CHECK, "if False:"),
             (
-                CHECK,
-                "if k.ndim != 4 or k.shape != v.shape or k.shape[3] != dim or k.shape[0] > batch or k.shape[1] > heads:",
+                ATTEND,
+                BY_HAND.format(dtype="torch.promote_types(q.dtype, torch.float32)").lstrip()
+                + "    return (scores.where(seen, -torch.inf).softmax(-1) @ values.to(wide)).to(q.dtype)",
             ),
         ),
     ),
@@ -369,7 +516,7 @@ MISTAKES = (
         "the ring is read slot by slot, not from the oldest token on",
         "Attention does not care for the order of keys.",
         "test_the_ring_reads_as_the_last_tokens",
-        change=((RING_VIEW, "k, v = self._kv[:, :, :, : min(self.length, self.window)]"),),
+        change=((RING_VIEW, "k, v = self._kv[:, :, :, : min(self.length, self.window)].clone()"),),
     ),
     Mistake(
         "empty-slots-are-read",
@@ -383,19 +530,59 @@ MISTAKES = (
         "of a chunk longer than the window the first tokens are kept, not the last",
         "The chunk is cut to the window.",
         "test_the_ring_reads_as_the_last_tokens",
-        change=((RING_WRITE, "room[:, :, slots] = new[:, :, :kept].detach()"),),
+        change=(
+            (RING_K, "self._kv[0, :, :, slots] = k[:, :, : len(slots)].detach()"),
+            (RING_V, "self._kv[1, :, :, slots] = v[:, :, : len(slots)].detach()"),
+        ),
     ),
     Mistake(
         "length-stops-at-the-window",
         "the length of a ring stops at window, and so does the slot that is written next",
         "A ring never holds more.",
         "test_the_ring_reads_as_the_last_tokens",
+        change=((RING_V, RING_V + "\n        self.length = min(self.length, self.window)"),),
+    ),
+    Mistake(
+        "one-slot-stays-empty",
+        "the ring gives window − 1 tokens: one slot is kept free",
+        "Full and empty must differ.",
+        "test_the_ring_reads_as_the_last_tokens",
+        change=((RING_VIEW, RING_VIEW.replace("self.window", "max(1, self.window - 1)")),),
+    ),
+    Mistake(
+        "the-past-is-overwritten",
+        "what the ring held is read in place, and the chunk is written over it before it attends",
+        "A slice keeps what it showed.",
+        "test_windowed_attention_in_any_split_equals_one_pass",
         change=(
             (
-                "        slots = self._slots(kept)\n",
-                "        slots = self._slots(kept)\n        self.length = min(self.length, self.window)\n",
+                RING_VIEW,
+                "held = min(self.length, self.window)\n"
+                "        start = (self.length - held) % self.window\n"
+                "        at = slice(start, start + held) if start + held <= self.window else self._slots(held)\n"
+                "        k, v = self._kv[:, :, :, at]",
             ),
         ),
+    ),
+    Mistake(
+        "band-at-the-first-key",
+        "over a ring, the window of query i ends at the i-th key that is held",
+        "Query i and key i are the same token.",
+        "test_windowed_attention_in_any_split_equals_one_pass",
+        change=(
+            (
+                ATTEND,
+                "if near is not None:\n        band = torch.ones_like(near).tril().triu(1 - cache.window)\n"
+                f"        return attention(q, keys, values, mask=band, scale=scale)\n    {ATTEND}",
+            ),
+        ),
+    ),
+    Mistake(
+        "scale-ignored-over-a-ring",
+        "scale is heard by the plain cache only",
+        "The ring has its own attention.",
+        "test_the_ring_hears_scale_and_groups",
+        change=((ATTEND, ATTEND.replace("scale=scale", "scale=scale if near is None else None")),),
     ),
     Mistake(
         "written-before-it-attends",
@@ -407,7 +594,7 @@ MISTAKES = (
                 PAST,
                 "        before = self.length\n        self.append(k, v)\n        keys, values = self.view()\n"
                 "        if before + k.shape[2] > self.window >= k.shape[2]:\n            return keys, values, None\n"
-                "        past = tuple(x[:, :, : x.shape[2] - k.shape[2]] for x in (keys, values))\n",
+                "        past_k, past_v = (x[:, :, : x.shape[2] - k.shape[2]] for x in (keys, values))\n",
             ),
         ),
     ),
@@ -432,7 +619,7 @@ MISTAKES = (
             (SLOTS, SLOTS.replace("self.window", "(self.window + 1)")),
             (
                 PAST,
-                "        past = [x[:, :, self._slots(min(self.length, self.window + 1))] for x in self._kv]\n"
+                "        past_k, past_v = self._kv[:, :, :, self._slots(min(self.length, self.window + 1))]\n"
                 "        self.append(k, v)\n",
             ),
         ),
@@ -455,6 +642,13 @@ MISTAKES = (
         define=(("WindowKVCache", RolledWindowKVCache),),
     ),
     Mistake(
+        "a-rings-device-ignored",
+        "the ring is made on the CPU, whatever device it is asked for",
+        "torch finds the device.",
+        "test_a_ring_lies_on_its_device",
+        change=((RING_ROOM, RING_ROOM.replace("dtype, device", "dtype, None")),),
+    ),
+    Mistake(
         "shallow-clone-of-a-ring",
         "a clone of a ring shares its memory with the ring it came from",
         "copy.copy copies.",
@@ -473,6 +667,21 @@ MISTAKES = (
         "the ring keeps the graph of what is appended",
         "Autograd looks after itself.",
         "test_ring_and_caller_share_no_memory_and_no_graph",
-        change=((RING_WRITE, RING_WRITE.replace(".detach()", "")),),
+        change=((RING_K, RING_K.replace(".detach()", "")), (RING_V, RING_V.replace(".detach()", ""))),
     ),
 )
+
+ELSEWHERE = "it shows on another device only, and claims attend on the CPU"
+EQUIVALENT = (
+    (
+        "torch.ones(k.shape[2], keys.shape[2], dtype=torch.bool, device=k.device)",
+        "torch.ones(k.shape[2], keys.shape[2], dtype=torch.bool)",
+        ELSEWHERE,
+    ),
+    (
+        "torch.arange(self.length - count, self.length, device=self._kv.device)",
+        "torch.arange(self.length - count, self.length)",
+        ELSEWHERE,
+    ),
+)
+"""Mutants that do the same as the reference wherever it can be tried, with the reason."""

@@ -480,6 +480,21 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "the-last-tile-is-cut-off",
+        "keys are taken 64 at a time, and those beyond a multiple of 64 are left out",
+        "Lengths are multiples of the tile.",
+        "test_every_token_of_a_long_sequence_counts",
+        change=(
+            (
+                ATTEND,
+                "whole = table.length // 64 * 64 or table.length\n"
+                "        if q.shape[1] <= whole:\n"
+                "            k, v, seen = k[:, :whole], v[:, :whole], seen[:, :whole]\n"
+                f"        {ATTEND}",
+            ),
+        ),
+    ),
+    Mistake(
         "shapes-broadcast",
         "shapes are not checked: one head, or one dimension, is copied to all",
         "Assignment raises by itself if shapes do not fit.",
@@ -684,6 +699,19 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "first-the-copy-then-the-rest",
+        "the block for the copy is taken before it is known whether there are blocks for the tokens",
+        "The copy comes first.",
+        "test_a_copy_that_does_not_fit_changes_nothing",
+        change=(
+            (
+                BLOCKS_NEEDED,
+                "fresh = self._allocate(int(split))\n"
+                "        fresh += self._allocate(-(-stop // size) - len(table.blocks))",
+            ),
+        ),
+    ),
+    Mistake(
         "a-fork-of-the-dead",
         "a freed table can be forked, and its blocks have two owners",
         "fork only copies a list.",
@@ -760,6 +788,23 @@ MISTAKES = (
                 KEY,
                 'return hashlib.sha256(digest + array("I", [t % 2**32 for t in tokens]).tobytes()).digest()',
             ),
+        ),
+    ),
+    Mistake(
+        "ids-as-floating-point-numbers",
+        "the ids are hashed as float64, which tells integers apart up to 2⁵³ only",
+        "A number is a number.",
+        "test_ids_that_look_alike_are_told_apart",
+        change=((KEY, 'return hashlib.sha256(digest + array("d", tokens).tobytes()).digest()'),),
+    ),
+    Mistake(
+        "a-polynomial-in-31",
+        "the key is a polynomial in 31, so that 0, 31 and 1, 0 are the same",
+        "That is how strings are hashed.",
+        "test_ids_that_look_alike_are_told_apart",
+        change=(
+            (KEY, 'return b"%d" % functools.reduce(lambda h, t: 31 * h + t, tokens, int(digest or b"7"))'),
+            ("import hashlib\n", "import functools\nimport hashlib\n"),
         ),
     ),
     Mistake(
@@ -1025,10 +1070,22 @@ MISTAKES = (
         change=((CHILD, "child.blocks, child._tokens, child._digest = table.blocks.copy(), [], b''"),),
     ),
     Mistake(
+        "a-zero-for-a-missing-id",
+        "a token that came without an id counts as id 0, and what follows is cached",
+        "Zero is as good as none.",
+        "test_nothing_is_cached_behind_a_token_without_an_id",
+        change=(
+            (
+                "        if tokens is not None and len(table._tokens) == start:\n",
+                "        if tokens is None:\n            tokens = [0] * (stop - start)\n        if True:\n",
+            ),
+        ),
+    ),
+    Mistake(
         "ids-close-the-gap",
         "ids told after tokens without ids move up to the place of those",
         "The ids are one list.",
-        "test_blocks_are_cached_while_all_ids_are_told",
+        "test_nothing_is_cached_behind_a_token_without_an_id",
         change=(
             (
                 "        if tokens is not None and len(table._tokens) == start:\n",
@@ -1050,6 +1107,25 @@ MISTAKES = (
             (
                 "        for stop in range(size, len(tokens) + 1, size):\n            digest = _chained(table._digest, tokens[stop - size : stop])\n",
                 "        for at in range(0, len(tokens), size):\n            stop = min(at + size, len(tokens))\n            digest = _chained(table._digest, tokens[at:stop])\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "evicted-with-its-twin",
+        "when one of two blocks with the same ids is evicted, the entry goes that leads to the other",
+        "An entry belongs to its ids.",
+        "test_the_same_ids_appended_twice_are_safe",
+        change=(
+            (
+                "        if digest not in self._cached:\n            self._cached",
+                "        if True:\n            self._cached",
+            ),
+            (
+                EVICT,
+                EVICT.replace(
+                    "del self._cached[self._digests.pop(block)]",
+                    "self._cached.pop(self._digests.pop(block), None)",
+                ),
             ),
         ),
     ),
@@ -1089,3 +1165,20 @@ MISTAKES = (
         change=(("return hashlib.sha256(digest + array(", "return hashlib.sha256(digest[:1] + array("),),
     ),
 )
+
+EQUIVALENT = (
+    (
+        "if self._owners.keys().isdisjoint(table.blocks): self._blank += table.blocks return",
+        "if False: self._blank += table.blocks return",
+        "the loop below gives the same blocks back, one by one",
+    ),
+    (
+        "torch.ones(q.shape[1], table.length, dtype=torch.bool, device=q.device)",
+        "torch.ones(q.shape[1], table.length, dtype=torch.bool)",
+        "it shows on another device only, and claims attend on the CPU",
+    ),
+    ("1", "2", "range(size, len(tokens) + 2, size): a block cut short has a key that no full block has"),
+    ("1", "0", "a block without a count has one owner; that it has none would not be more than one either"),
+    ("0", "-1", "shapes[-1][1:2]: k and v must have equally many tokens, whichever is taken for due"),
+)
+"""Mutants that do the same as the reference wherever it can be tried, with the reason."""

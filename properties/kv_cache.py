@@ -847,34 +847,37 @@ def probes(subject):
 
         return call
 
-    def said(call, *args):
+    def refused(cache, call, *args):
+        """Whether a call is refused, and then, whether it left the cache alone."""
+        before = state(cache)
         try:
             call(*args)
         except (ValueError, TypeError):  # a TypeError is what a check of the signatures raises
-            return "refused"
-        except Exception as raised:
-            return type(raised).__name__
-        return "nothing"
+            after = state(cache)
+            return before[0] == after[0] and all(map(torch.equal, before[1], after[1]))
+        except Exception:
+            return None
+        return None
 
-    def refusals(make):
+    def misfits(make, *keys, queries=()):
         def call():
             cache = make()
             cache.append(k[:, :, :2], v[:, :, :2])
-            log = []
-            for a, b, c in (
-                (q, k, v), (q[:, :, :1], k[:, :, :2], v[:, :, :2]), (q[:, :5, :1], k[:, :, :1], v[:, :, :1]),
-                (q[:1, :, :1], k[:, :, :1], v[:, :, :1]), (q[..., :1, :3], k[:, :, :1], v[:, :, :1]),
-                (q[:, :, :1], k[:, :1, :1], v[:, :1, :1]), (q[:, :, :1], k[:1, :, :1], v[:1, :, :1]),
-                (q[:, :, :1], k[:, :, :1], v[:, :, :2]), (q[:, :, :0], k[:, :, :0], v[:, :, :0]),
-            ):  # fmt: skip
-                log += [
-                    said(subject.attend_with_cache, a, b, c, cache),
-                    said(cache.append, b, c),
-                    state(cache),
-                ]
-            return log
+            log = [refused(cache, cache.append, *each) for each in keys]
+            return log + [refused(cache, subject.attend_with_cache, *each, cache) for each in queries]
 
         return call
+
+    def full():
+        cache, log = plain(3), []
+        cache.append(k[:, :, :2], v[:, :, :2])
+        for call in (cache.append, lambda *new: subject.attend_with_cache(q[:, :, :2], *new, cache)):
+            try:
+                call(k[:, :, :2], v[:, :, :2])
+            except Exception as raised:
+                log.append(type(raised).__name__)
+            log.append(state(cache))
+        return log
 
     def branches(make):
         def call():
@@ -901,29 +904,51 @@ def probes(subject):
 
     def aliased(make):
         def call():
-            cache, mine = make(), [x.clone().requires_grad_() for x in (k, v)]
+            cache, mine = make(), [x.clone() for x in (k, v)]
             cache.append(*mine)
-            log = [any(x.requires_grad for x in cache.view())]
-            with torch.no_grad():
-                mine[0].zero_()
+            mine[0].zero_()
             cache.append(k[:, :, :1], v[:, :, :1])
-            return [*log, state(cache)]
+            return state(cache)
+
+        return call
+
+    def graph(make):
+        def call():
+            cache = make()
+            cache.append(*(x.clone().requires_grad_() for x in (k, v)))
+            return [x.requires_grad for x in cache.view()]
 
         return call
 
     def counts(make, room):
         def call():
-            cache, x = make(1, 1, room, 4), torch.ones(1, 1, 250, 4)
+            cache, x = make(1, 2, room, 4), torch.ones(1, 2, 250, 4)
+            taken, two_windows = bytes_held(cache), 2 * 2 * room * 32
             cache.append(x, x)
             with Made() as appended:
                 cache.append(x[:, :, :1].clone(), x[:, :, 1:2].clone())
             with Made() as viewed:
                 cache.view()
-            held = bytes_held(cache) // (16 * room)  # in tokens of k or v; a ring has room for two windows
-            copies = viewed.elements["cpu"] > 1000 and make is subject.KVCache  # a ring may
-            return [appended.elements["cpu"] > 300, copies, held > 4]
+            much, held = appended.elements["cpu"] > 600, bytes_held(cache)
+            if make is not subject.KVCache:  # its view may copy, and its memory be taken as it is needed
+                return [much, held > two_windows]
+            return [much, held > taken, held < taken, viewed.elements["cpu"] > 1000]
 
         return call
+
+    def far(make):
+        def call():
+            cache, x = make(), waves(2, 2, 70, 4)
+            cache.append(x[:, :, :68], -x[:, :, :68])
+            return subject.attend_with_cache(x[:, :, 68:], x[:, :, 68:], -x[:, :, 68:], cache)
+
+        return call
+
+    def half():
+        cache, x = subject.KVCache(1, 1, 640, 1, dtype=torch.bfloat16), torch.ones(1, 1, 640, 1).bfloat16()
+        x[:, :, :320] = 0
+        cache.append(0 * x[:, :, 1:], x[:, :, 1:])
+        return subject.attend_with_cache(x[:, :, :1], x[:, :, :1], x[:, :, :1], cache)
 
     def sizes(make, at):
         return lambda: make(*(0 if i == at else 2 for i in range(4))).length
@@ -934,6 +959,16 @@ def probes(subject):
         other.append(v, k)
         return [state(one), state(other)]
 
+    one, new = q[:, :, :1], (k[:, :, :1], v[:, :, :1])
+    one_head, one_sequence = (k[:, :1, :1], v[:, :1, :1]), (k[:1, :, :1], v[:1, :, :1])
+    keys = (
+        (k[..., :1, :3], v[..., :1, :3]), (k[:, :, :1], v[:, :, :2]), (k[:, :, :2], v[:, :, :1]),
+        (k[:, :, :1], v[:, :, :1, :3]),
+    )  # fmt: skip
+    queries = (
+        (q[:, :, :2], *new), (q[:, :5, :1], *new), (q[:1, :, :1], *new), (one[..., :3], *new),
+        [x[:, :, :0] for x in (q, k, v)],
+    )  # fmt: skip
     return {
         "two caches": two,
         "one pass": split(plain, 7),
@@ -942,21 +977,34 @@ def probes(subject):
         "scale 0": split(plain, 2, 2, scale=0.0),
         "loud": split(plain, 2, 2, gain=200.0),
         "bf16": split(lambda: plain(dtype=torch.bfloat16), 3, 3, dtype=torch.bfloat16),
+        "far": far(lambda: plain(70)),
+        "long bf16": half,
+        "no dtype": lambda: str(subject.KVCache(1, 1, 1, 1).view()[0].dtype),
         "just full": split(lambda: plain(7), 5, 2),
-        "refusals": refusals(lambda: plain(8)),
+        "full": full,
+        "keys of one head": misfits(plain, one_head),
+        "keys of one sequence": misfits(plain, one_sequence),
+        "misfits": misfits(plain, *keys, queries=queries),
         "branches": branches(plain),
         "reused": reused(plain),
         "aliased": aliased(plain),
+        "graph": graph(plain),
         "counts": counts(subject.KVCache, 300),
         "on no device": lambda: [x.device.type for x in plain(device="meta").view()],
         "no room": sizes(subject.KVCache, 2),
         "ring, chunks": split(ring, 2, 3, 2),
         "ring, a long chunk": split(ring, 1, 5, 1),
         "ring, scale 2": split(ring, 2, 2, 3, first=2, scale=2.0),
+        "ring, far": far(lambda: ring(66)),
+        "ring, on no device": lambda: [
+            x.device.type for x in subject.WindowKVCache(1, 1, 2, 1, device="meta").view()
+        ],
         "ring of 1": split(lambda: ring(1), 2, 1),
-        "ring, refusals": refusals(ring),
+        "ring, misfits": misfits(ring, one_head, one_sequence, *keys, queries=queries),
+        "ring of nothing": sizes(subject.WindowKVCache, 2),
         "ring, branches": branches(ring),
         "ring, reused": reused(ring),
         "ring, aliased": aliased(ring),
+        "ring, graph": graph(ring),
         "ring, counts": counts(subject.WindowKVCache, 100),
     }

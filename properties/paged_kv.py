@@ -1484,6 +1484,30 @@ def probes(subject):
         pool.append(table, torch.zeros_like(ramp), ramp)
         return pool.attend(table, torch.zeros(1, 1, 1, dtype=torch.bfloat16))
 
+    def far():
+        pool, table = subject.BlockPool(5, 2, 16, 2, dtype=torch.float64), subject.PageTable()
+        x = torch.sin(torch.arange(280, dtype=torch.float64)).reshape(2, 70, 2)
+        pool.append(table, x, -x)
+        return pool.attend(table, x[:, 68:])
+
+    def twins():
+        pool, tables, one = (
+            subject.BlockPool(4, 1, 2, 1),
+            [subject.PageTable() for _ in range(3)],
+            torch.ones(1, 2, 1),
+        )
+        for table in tables[:2]:
+            pool.append(table, one, one, tokens=[1, 2])
+        found = pool.match_prefix([1, 2])
+        other = tables[
+            int(found.blocks[0]) == int(tables[0].blocks[0])
+        ]  # either may be the one that is found
+        pool.free(found)
+        pool.free(other)
+        rest = one.repeat(1, pool.num_free, 1)
+        pool.append(tables[2], rest, rest)
+        return pool.match_prefix([1, 2]).length
+
     def found(stored, asked):
         pool, table = subject.BlockPool(4, 1, len(stored), 1), subject.PageTable()
         one = torch.ones(1, len(stored), 1)
@@ -1545,6 +1569,8 @@ def probes(subject):
             ("append", 0, 1, [4]), ("match", 2, 1, 2, 3, 8), ("match", 3, *a)],
         "behind a gap": [("append", 0, 2, [1, 2]), ("append", 0, 2), ("append", 0, 2, [3, 4]),
             ("match", 1, *a)],
+        "numbers for the gap": [("append", 0, 2, [1, 2]), ("append", 0, 2), ("append", 0, 2, [3, 4]),
+            ("match", 1, 1, 2, 0, 0, 3, 4), ("match", 2, 1, 2, -1, -1, 3, 4)],
         "same ids twice": [("append", 0, 2, [1, 2]), ("append", 1, 2, [1, 2]), ("free", 0), ("free", 1),
             ("append", 2, 16)],
         "too few ids": [("append", 0, 2, [1]), ("append", 0, 2)],
@@ -1558,6 +1584,7 @@ def probes(subject):
             2,
         ),
         "no block for the copy, two forks": ([*triple, ("free", 1), ("append", 2, 1)], 2),
+        "a block for the copy, none for the token": ([("append", 0, 3), ("fork", 0, 1), ("append", 1, 2)], 3),
         "fork of a full pool": ([("append", 0, 4), ("fork", 0, 1), ("append", 1, 0)], 2),
         "cached blocks are taken": ([*cached, ("append", 2, 8), *ask], 4),
         "one cached block is taken": ([*cached, ("append", 2, 2), *ask], 4),
@@ -1591,8 +1618,10 @@ def probes(subject):
         "attend, stale NaN": lambda: attend(q, stale=math.nan),
         "attend, NaN beside it": lambda: attend(q, stale=math.nan, size=1, beside=True),
         "attend, long bf16": long,
-        "attend, too many queries": lambda: attend(torch.cat([k, k], 1)),
-        "attend, wrong head_dim": lambda: attend(q[..., :1]),
+        "attend, far": far,
+        "twins": twins,
+        "attend, too many queries": lambda: attend(torch.cat([k, k], 1)) is not None,
+        "attend, wrong head_dim": lambda: attend(q[..., :1]) is not None,
         "append, one head for two": lambda: wrong((1, 2, 3), (1, 2, 3)),
         "append, v of one token": lambda: wrong((2, 2, 3), (2, 1, 3)),
         "a pool of no block": lambda: subject.BlockPool(0, 1, 1, 1).num_free,

@@ -70,8 +70,8 @@ class KVCache:
         stop = self.length + k.shape[2]
         if stop > self.max_len:
             raise CacheFull(f"{k.shape[2]} tokens behind {self.length}, there is room for {self.max_len}")
-        for room, new in zip(self._kv, (k, v), strict=True):
-            room[:, :, self.length : stop] = new.detach()
+        new = slice(self.length, stop)
+        self._kv[0, :, :, new], self._kv[1, :, :, new] = k.detach(), v.detach()
         self.length = stop
 
     def view(
@@ -124,10 +124,10 @@ class WindowKVCache:
         _check(self._kv, k, v)
         self.length += k.shape[2]
         # Of a chunk longer than the window the first tokens are pushed out at once; no slot is met twice.
-        kept = min(k.shape[2], self.window)
-        slots = self._slots(kept)
-        for room, new in zip(self._kv, (k, v), strict=True):
-            room[:, :, slots] = new[:, :, new.shape[2] - kept :].detach()
+        pushed_out = max(k.shape[2] - self.window, 0)
+        slots = self._slots(k.shape[2] - pushed_out)
+        self._kv[0, :, :, slots] = k[:, :, pushed_out:].detach()
+        self._kv[1, :, :, slots] = v[:, :, pushed_out:].detach()
 
     def view(
         self,
@@ -152,9 +152,9 @@ class WindowKVCache:
 
     def _extended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Bool[Tensor, "queries keys"]]:
         # Taken before the append, which writes over keys that the first of the new queries see.
-        past = self.view()
+        past_k, past_v = self.view()
         self.append(k, v)
-        keys, values = (torch.cat(pair, dim=2) for pair in zip(past, (k, v), strict=True))
+        keys, values = torch.cat((past_k, k), dim=2), torch.cat((past_v, v), dim=2)
         last = keys.shape[2] - k.shape[2]  # the index of the first query's own key
         near = torch.ones(k.shape[2], keys.shape[2], dtype=torch.bool, device=k.device)
         return keys, values, near.triu(last + 1 - self.window)
@@ -172,8 +172,9 @@ def attend_with_cache(
 
     Raises ValueError if the shapes do not fit, or CacheFull; either leaves the cache as it was.
     """
-    fit = q.ndim == k.ndim == 4 and q.shape[0] == k.shape[0] and q.shape[2:] == k.shape[2:]
-    if not fit or k.shape[2] < 1 or q.shape[1] % max(k.shape[1], 1):
+    _check(cache._kv, k, v)
+    fit = q.ndim == 4 and q.shape[0] == k.shape[0] and q.shape[2:] == k.shape[2:]
+    if not fit or k.shape[2] < 1 or q.shape[1] % k.shape[1]:
         raise ValueError(f"q {tuple(q.shape)} does not fit k {tuple(k.shape)} and v {tuple(v.shape)}")
     keys, values, near = cache._extended(k, v)
     keys, values = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (keys, values))
