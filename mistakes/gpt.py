@@ -224,7 +224,7 @@ MISTAKES = (
         "a token sees no further back than 64 tokens, whatever the context is",
         "The examples are shorter than that.",
         "test_long_texts_equal_the_definition",
-        change=((TRIANGLE, ".tril(keys - queries).triu(keys - queries - 63)"),),
+        change=((TRIANGLE, TRIANGLE + "\n    past = past.triu(keys - queries - 63)"),),
     ),
     Mistake(
         "exp-without-the-maximum",
@@ -696,8 +696,9 @@ MISTAKES = (
         "test_no_token_is_too_unlikely_to_be_drawn",
         change=(
             (
-                DRAW,
-                "torch.multinomial(probs * (probs.argsort(-1).argsort(-1) >= probs.shape[-1] - 50), num_samples=1, generator=generator)",
+                "    probs = F.softmax(logits / temperature, dim=-1)\n",
+                "    probs = F.softmax(logits / temperature, dim=-1)\n"
+                "    probs[probs < probs.topk(min(50, probs.shape[-1])).values[:, -1:]] = 0\n",
             ),
         ),
     ),
