@@ -1168,8 +1168,8 @@ MISTAKES = (
 
 EQUIVALENT = (
     (
-        "if self._owners.keys().isdisjoint(table.blocks): self._blank += table.blocks return",
-        "if False: self._blank += table.blocks return",
+        "if self._owners.keys().isdisjoint(table.blocks):\n    self._blank += table.blocks\n    return",
+        "if False:\n    self._blank += table.blocks\n    return",
         "the loop below gives the same blocks back, one by one",
     ),
     (
