@@ -13,8 +13,9 @@ float32. Gradients flow to q, k and v by autograd.
                 weights softmax(scale · q·k), taken over the keys that this query may see
 
 - scale is any float, 0 and negative ones included. None stands for 1/√head_dim.
-- mask is boolean, True where a query may attend. It has any shape that broadcasts to
-  (batch, heads, queries, keys), such as (keys,), (queries, keys) or (batch, 1, 1, keys).
+- mask is boolean, True where a query may attend. It has one dimension or more and any shape that
+  broadcasts to (batch, heads, queries, keys), as PyTorch does: (keys,), (queries, keys),
+  (heads, queries, keys), (batch, 1, 1, keys).
 - causal hides the future, and is aligned to the last key: the last query sees every key, the one
   before it every key but the last, and so on. With mask as well, both must allow a key.
 - A query that may see no key gives zeros, and zero gradients: never NaN.

@@ -464,6 +464,26 @@ MISTAKES = (
         change=((FILL, "scores = scores - 1e4 * ~visible"),),
     ),
     Mistake(
+        "1e9-subtracted",
+        "1e9 is subtracted from masked scores, which a hidden key of 1e30 outweighs",
+        "−1e9 is as good as −∞ in float32.",
+        "test_hidden_keys_never_matter",
+        change=((FILL, "scores = scores - 1e9 * ~visible"),),
+    ),
+    Mistake(
+        "three-dimensions-begin-with-batch",
+        "a mask of three dimensions is read as (batch, queries, keys), not (heads, queries, keys)",
+        "The first dimension is always the batch.",
+        "test_the_mask_broadcasts_over_batch_and_heads",
+        change=(
+            (
+                "    _check(q, k, v, mask)\n",
+                "    if mask is not None and mask.ndim == 3 and len(mask) == len(q):\n"
+                "        mask = mask.unsqueeze(1)\n    _check(q, k, v, mask)\n",
+            ),
+        ),
+    ),
+    Mistake(
         "masked-after-the-softmax",
         "the weights are masked after the softmax and sum to less than one",
         "A weight of zero removes the key.",
@@ -788,6 +808,13 @@ MISTAKES = (
         change=((SCALE, "    scale = scale if scale is not None and scale > 0 else q.shape[-1] ** -0.5\n"),),
     ),
     Mistake(
+        "bfloat16-through-float16",
+        "bfloat16 is computed in float16, which ends at 65,504",
+        "Half precision is half precision.",
+        "test_half_precision_masks_hold_for_large_scores",
+        change=(("return x.float() if x.itemsize < 4 else x", "return x.half() if x.itemsize < 4 else x"),),
+    ),
+    Mistake(
         "float32-copies",
         "half-precision inputs are copied to float32 outside the graph, so that they get no gradient",
         "torch.tensor converts the dtype.",
@@ -809,3 +836,22 @@ MISTAKES = (
         change=(("torch.finfo(scores.dtype).min", "-1e6"),),
     ),
 )
+
+HALF = "torch sums half types in float32 by itself, so that both are within rounding"
+EQUIVALENT = (
+    ("x.float() if x.itemsize < 4 else x", "x if x.itemsize < 4 else x", HALF),
+    ("4", "3", HALF),
+    ("x.itemsize < 4", "x.itemsize <= 4", "float32.float() is float32"),
+    ("4", "5", "float32.float() is float32"),
+    (
+        "torch.ones(queries, keys, dtype=torch.bool, device=q.device)",
+        "torch.ones(queries, keys, dtype=torch.bool)",
+        "the judge has no device but the CPU",
+    ),
+    (
+        "zip(mask.shape[::-1], full[::-1], strict=False)",
+        "zip(mask.shape[::-1], full[::-1])",
+        "strict is False by default",
+    ),
+)
+"""Mutants that do the same: what stood there, what stands there, and why nothing can tell."""

@@ -609,3 +609,23 @@ MISTAKES = (
         change=(("return positions.long()", "return positions.to(x.dtype).long()"),),
     ),
 )
+
+HALF = "rotating in half precision rounds three times where one would do, which the contract leaves open"
+EQUIVALENT = (
+    ("x.float() if x.itemsize < 4 else x", "x if x.itemsize < 4 else x", HALF),
+    ("4", "3", HALF),
+    ("x.itemsize < 4", "x.itemsize <= 4", "float32.float() is float32"),
+    ("4", "5", "float32.float() is float32"),
+    (
+        "torch.arange(0, head_dim, 2, dtype=torch.float64)",
+        "torch.arange(0, head_dim, 2)",
+        "exponents in float32, which the contract allows",
+    ),
+    (
+        "torch.arange(length, dtype=torch.float64)",
+        "torch.arange(length)",
+        "whole numbers times float64 are float64",
+    ),
+    ("2", "1", "a head_dim of 1 is odd, and refused for that"),
+)
+"""Mutants that do the same: what stood there, what stands there, and why nothing can tell."""

@@ -22,7 +22,7 @@ from dojo.close import (
 )
 from dojo.draw import examples, fill, laid_out
 
-BATCH_HEADS = ((1, 1), (1, 2), (2, 1), (2, 3), (3, 2))
+BATCH_HEADS = ((1, 1), (1, 2), (2, 1), (2, 3), (3, 2), (2, 2))
 SQUARE = ((1, 1), (2, 2), (3, 3), (5, 5))
 SHORT = ((1, 2), (2, 3), (1, 4), (3, 5), (2, 6))  # fewer queries than keys
 TALL = ((2, 1), (3, 2), (4, 3), (5, 2))  # more queries than keys
@@ -35,6 +35,8 @@ LAYOUTS = ("contiguous", "transposed", "strided", "expanded")
 KINDS = ("mask", "causal", "both")
 HALF = st.sampled_from(HALF_TYPES)
 PLACES = st.integers(0, 9)
+HIDDEN = st.sampled_from((1.0, 1e30, 1e3, -1e30))
+"""What hidden keys and values hold: finite, and of any size."""
 
 
 # --- what is drawn -------------------------------------------------------------------------------
@@ -83,6 +85,8 @@ def plain(draw, make=makes(), size=sizes()):
     )
 
 
+ALIKE_AND_APART = ((1, 2), (2, 1), (2, 3), (2, 2), (2, 2), (2, 2), (2, 2))
+"""As many heads as batch entries for the most part: a mask that takes one for the other fits only then."""
 ALIKE = ((2, 3), (3,), (2,))
 APART = ((1, 3), (0, 3), (1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2, 3))
 """The axes along which a mask varies: alike for all heads and batch entries, or not."""
@@ -347,12 +351,17 @@ def test_attention_equals_its_definition(subject, case):
     Truth(case).agrees(attend(subject, case))
 
 
-def test_an_empty_batch_gives_an_empty_result(subject):
-    """No batch entries in, none out: the shape is (0, heads, queries, value_dim).
+@examples(quick=2, full=4)
+@given(dtype=st.sampled_from((*WIDE, *HALF_TYPES)))
+def test_an_empty_batch_gives_an_empty_result(subject, dtype):
+    """No batch entries in, none out: the shape is (0, heads, queries, value_dim), the dtype that of q.
 
     Catches a reduction that needs at least one element, and a loop that stacks nothing."""
-    q, k, v = torch.zeros(0, 2, 3, 4), torch.zeros(0, 2, 5, 4), torch.zeros(0, 2, 5, 6)
-    assert_tensor(subject.attention(q, k, v), shape=(0, 2, 3, 6), dtype=torch.float32)
+    assert_tensor(subject.attention(*empty(dtype)), shape=(0, 2, 3, 6), dtype=dtype)
+
+
+def empty(dtype):
+    return [torch.zeros(0, 2, *size, dtype=dtype) for size in ((3, 4), (5, 4), (5, 6))]
 
 
 @examples(quick=6, full=30)
@@ -399,7 +408,7 @@ def test_causal_is_aligned_to_the_last_key(subject, case):
     Truth(case).agrees(attend(subject, case))
 
 
-@given(case=loud(("causal",)), place=PLACES, size=st.sampled_from((1.0, 1e3)))
+@given(case=loud(("causal",)), place=PLACES, size=HIDDEN)
 def test_future_keys_never_matter(subject, case, place, size):
     """Whatever stands in the keys and values after a query, its row stays as it was.
 
@@ -417,19 +426,21 @@ def test_true_in_the_mask_means_may_attend(subject, case):
     Truth(case).agrees(attend(subject, case))
 
 
-@given(case=masked(plain(size=sizes(batch_heads=BATCH_HEADS[1:])), kinds=("mask",), axes=APART))
+@examples(quick=6, full=60)
+@given(case=masked(plain(size=sizes(batch_heads=ALIKE_AND_APART)), kinds=("mask",), axes=APART))
 def test_the_mask_broadcasts_over_batch_and_heads(subject, case):
     """A mask may differ from head to head and from one batch entry to the next, or be the same for all.
 
-    Catches one mask for the whole batch or for all heads, and a mask read in fixed dimensions."""
+    Catches one mask for the whole batch or for all heads, and three dimensions read as (batch, queries, keys)."""
     Truth(case).agrees(attend(subject, case))
 
 
-@given(case=loud(("mask",)), place=PLACES, size=st.sampled_from((1.0, 1e3)))
+@given(case=loud(("mask",)), place=PLACES, size=HIDDEN)
 def test_hidden_keys_never_matter(subject, case, place, size):
     """Whatever stands in the keys and values that a query may not see, its row stays as it was.
 
-    Catches masked scores set to 0 or −1e4, weights masked after the softmax, and a maximum over all keys."""
+    Catches masked scores set to 0 or −1e4, −1e9 added to them, weights masked after the softmax, and a
+    maximum over all keys."""
     changed, row = with_noise_where_hidden(case, place, size)
     Truth(case).agrees(attend(subject, changed)[:, :, row], rows=row)
 
@@ -479,7 +490,7 @@ def test_a_query_that_sees_no_key_passes_no_gradient(subject, case):
     Truth(case).gradients_agree(subject, case, upstream)
 
 
-@given(case=sloped(masked(plain(makes(DOUBLE)))), place=PLACES, size=st.sampled_from((3.0, 1e4, -1e4)))
+@given(case=sloped(masked(plain(makes(DOUBLE)))), place=PLACES, size=st.sampled_from((3.0, 1e4, -1e4, 1e30)))
 def test_hidden_keys_get_no_gradient(subject, case, place, size):
     """The row of one query passes no gradient to the keys and values that it may not see.
 
@@ -505,6 +516,16 @@ def test_long_sequences_equal_the_definition(subject, queries, keys, causal, see
     Truth(case).agrees(attend(subject, case))
 
 
+@examples(quick=2, full=8)
+@given(dtype=st.sampled_from((*WIDE, *HALF_TYPES)), shape=st.sampled_from(((5,), (3, 5), (0, 1, 1, 5), None)))
+def test_an_empty_batch_stays_empty_under_a_mask(subject, dtype, shape):
+    """No batch entries in, none out, whether a mask or causal hides something or not.
+
+    Catches rows without a key that are looked for where there is no row at all."""
+    options = {"causal": True} if shape is None else {"mask": torch.ones(shape, dtype=torch.bool)}
+    assert_tensor(subject.attention(*empty(dtype), **options), shape=(0, 2, 3, 6), dtype=dtype)
+
+
 @examples(quick=6, full=30)
 @given(case=plain(), causal=st.booleans())
 def test_masks_that_do_not_fit_are_refused(subject, case, causal):
@@ -512,7 +533,13 @@ def test_masks_that_do_not_fit_are_refused(subject, case, causal):
 
     Catches an additive mask of 0 and −inf read as booleans, and a mask that makes the result grow."""
     full = torch.ones(*case.q.shape[:3], case.k.shape[2], dtype=torch.bool)
-    for mask in (full.to(case.q.dtype), full.long(), full[None], *(grown(full, dim) for dim in range(4))):
+    for mask in (
+        full.to(case.q.dtype),
+        full.long(),
+        full.byte(),
+        full[None],
+        *(grown(full, dim) for dim in range(4)),
+    ):
         because = f"a mask {tuple(mask.shape)} of {mask.dtype} does not fit scores {tuple(full.shape)}"
         refuses(
             ValueError,
@@ -587,12 +614,15 @@ def test_half_precision_gradients_equal_the_definition(subject, case):
 
 @given(dtype=HALF, keys=st.integers(2, 5), place=PLACES, causal=st.booleans())
 def test_half_precision_masks_hold_for_large_scores(subject, dtype, keys, place, causal):
-    """A query that sees one key gets its value, though its score is −2e4 and those of all others are 2e4.
+    """A query that sees one key gets its value, though its score is −2e4 and those of all others are 2e4, or
+    ±5e5 in bfloat16.
 
-    Catches −1e4 as a fill, chosen because it fits float16: scores overrun it there as well."""
+    Catches −1e4 as a fill, chosen because it fits float16: scores overrun it there as well. In bfloat16,
+    catches a detour through float16, which ends at 65,504."""
+    near, far = (100.0, 200.0) if dtype == torch.float16 else (512.0, 1024.0)
     seen = torch.arange(keys) == (0 if causal else place % keys)
-    q = torch.full((1, 1, keys if causal else 1, 1), 100.0, dtype=dtype)
-    k, v = torch.where(seen, -200.0, 200.0), torch.arange(1.0, keys + 1)
+    q = torch.full((1, 1, keys if causal else 1, 1), near, dtype=dtype)
+    k, v = torch.where(seen, -far, far), torch.arange(1.0, keys + 1)
     case = Scaled(q, k[None, None, :, None].to(dtype), v[None, None, :, None].to(dtype), seen, causal, 1.0)
     got = attend(subject, case)
     assert_close(got, Truth(case).out, dtype=dtype, length=keys)
@@ -631,7 +661,9 @@ def probes(subject):
         -k.abs() * 300,
         v,
     )  # scores far below zero; the hidden keys of the next are far above
-    bold = (q.abs(), torch.where(padded[:, None], -k.abs() * 9, 1e5), v)
+    bold, bright = (
+        (q.abs(), torch.where(padded[:, None], -k.abs() * 9, s * (1 + k.abs())), v) for s in (1e5, 2e3)
+    )
     long = (torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1024, 2), 1 + waves(1, 1, 1024, 1) / 4)
 
     def attend(*inputs, **options):
@@ -663,6 +695,7 @@ def probes(subject):
         "one key": attend(q, k[:, :, :1], v[:, :, :1]),
         "equal values": attend(q, k, torch.ones_like(v)),
         "loud and quiet rows": attend(q * torch.tensor([[900.0], [1.0], [0.001]]), k * 300, v),
+        "scores around 2000": attend(1000 + q, 1 + k / 1000, v, scale=0.5),
         "float32": attend(q.float(), k.float(), v.float()),
         "gradients": slopes(q, k, v),
         "q afterwards": afterwards("q", q, k, v),
@@ -675,11 +708,15 @@ def probes(subject):
         "mask of keys": attend(q, k, v, mask=padded),
         "mask of queries and keys": attend(q, k, v, mask=varied[0, 0]),
         "mask of everything": attend(q, k, v, mask=varied),
+        "mask of heads, queries and keys": attend(q, k, v, mask=varied[0]),
         "mask with a blind query": attend(q, k, v, mask=blind),
         "mask with a blind query, gradients": slopes(q, k, v, mask=blind),
         "mask over scores below −1e4": attend(*shy, mask=padded),
         "mask over loud keys": attend(*bold, mask=padded),
-        "mask over loud keys, gradients": slopes(*bold, mask=padded),
+        "mask over loud keys, gradients": slopes(*bright, mask=padded),
+        "mask over keys of 1e12": attend(
+            q.abs(), torch.where(padded[:, None], -k.abs(), 1e12), v, mask=padded
+        ),
         "mask and causal": attend(q, k, v, mask=varied, causal=True),
         "mask afterwards": afterwards("mask", q, k, v, mask=varied, causal=True),
         "mask of floats": attend(q, k, v, mask=varied.double()),
@@ -693,6 +730,7 @@ def probes(subject):
         "bf16, mask over scores below −1e4": attend(*(x.bfloat16() for x in shy), mask=padded),
         "bf16": attend(*half),
         "bf16, gradients": slopes(*half),
+        "bf16, beyond float16": attend(*(1e3 * x.bfloat16() for x in (q, k, v)), scale=0.5),
         "bf16, long": attend(*(x.bfloat16() for x in long)),
         "a mask over scores of −1e6": attend(
             torch.ones(1, 1, 1, 1),

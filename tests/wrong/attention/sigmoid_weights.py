@@ -1,0 +1,32 @@
+"""mistake: -
+
+Each weight is a sigmoid of its score, and the weights are then made to sum to one."""
+
+import torch
+
+
+def check(q, k, v, mask):
+    B, H, T, D = q.shape
+    S = k.shape[2]
+    if tuple(k.shape) != (B, H, S, D) or tuple(v.shape[:3]) != (B, H, S):
+        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}")
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask of {mask.dtype}")
+        try:
+            mask.expand(B, H, T, S)
+        except RuntimeError as error:
+            raise ValueError(f"mask {tuple(mask.shape)}") from error
+
+
+def attention(q, k, v, *, mask=None, causal=False, scale=None):
+    check(q, k, v, mask)
+    T, S = q.shape[2], k.shape[2]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = (q.to(wide) @ k.to(wide).mT) * (q.shape[3] ** -0.5 if scale is None else scale)
+    seen = torch.ones(*q.shape[:2], T, S, dtype=torch.bool)
+    seen = seen.tril(S - T) if causal else seen
+    seen = seen if mask is None else seen & mask
+    weights = scores.sigmoid() * seen
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(wide).tiny)
+    return (weights @ v.to(wide)).to(q.dtype)
