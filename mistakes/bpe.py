@@ -377,8 +377,8 @@ MISTAKES = (
         "test_decode_undoes_encode",
         change=(
             (
-                "    matches = regex.findall(text) if regex.groups == 0 else []\n",
-                '    matches = regex.findall(text)\n    if regex.groups:\n        return list(map("".join, matches))\n',
+                "    if not regex.groups:\n",
+                '    if regex.groups:\n        return list(map("".join, regex.findall(text)))\n    else:\n',
             ),
         ),
     ),
@@ -1210,3 +1210,43 @@ MISTAKES = (
         change=(("    if num_merges < 0:\n", "    if num_merges is None:\n"),),
     ),
 )
+
+ROOM = "how many chunks are remembered, and for how long, changes no ids"
+EITHER_WAY = "both ways of encoding a chunk find the same ids; which is faster depends on its length"
+ONE_PLACE = "the sum over one place is the weight of that place"
+SEARCH = "if it is not left out here, nothing is replaced and nothing found"
+
+EQUIVALENT = (
+    ("if len(self) == 2 ** 17:\n    self.clear()", "if True:\n    self.clear()", ROOM),
+    ("if len(self) == 2 ** 17:\n    self.clear()", "if False:\n    self.clear()", ROOM),
+    ("len(self) == 2 ** 17", "len(self) != 2 ** 17", ROOM),
+    ("2 ** 17", "2 * 17", ROOM),
+    ("17", "18", ROOM),
+    ("17", "16", ROOM),
+    ("if self.pattern is None:\n    return self._encode_chunk(text)",
+     "if False:\n    return self._encode_chunk(text)", "the text is the only chunk, and would be remembered"),
+    ("if len(chunk) > 256:\n    return self._encode_long(chunk)",
+     "if True:\n    return self._encode_long(chunk)", EITHER_WAY),
+    ("if len(chunk) > 256:\n    return self._encode_long(chunk)",
+     "if False:\n    return self._encode_long(chunk)", EITHER_WAY),
+    ("len(chunk) > 256", "len(chunk) >= 256", EITHER_WAY),
+    ("256", "257", EITHER_WAY),
+    ("256", "255", EITHER_WAY),
+    ("sorted(allowed, key=len, reverse=True)", "sorted(allowed, reverse=True)",
+     "in reverse order, too, a token stands before its own beginnings"),
+    ("Path(path).write_text(json.dumps(state), encoding='utf-8')", "Path(path).write_text(json.dumps(state))",
+     "json.dumps writes ASCII"),
+    ("Path(path).read_text(encoding='utf-8')", "Path(path).read_text()", "json.dumps writes ASCII"),
+    ("weights[places[0]] if len(places) == 1 else sum(map(weights.__getitem__, places))",
+     "sum(map(weights.__getitem__, places)) if len(places) == 1 else sum(map(weights.__getitem__, places))",
+     ONE_PLACE),
+    ("weights[places[0]] if len(places) == 1 else sum(map(weights.__getitem__, places))",
+     "sum(map(weights.__getitem__, places))", ONE_PLACE),
+    ("if at < 0:\n    continue", "if False:\n    continue", SEARCH),
+    ("if ''.join(matches) == text:\n    return matches", "if False:\n    return matches",
+     "the matches are looked for once more, one by one"),
+    ("if not regex.groups:\n    matches = regex.findall(text)\n    if ''.join(matches) == text:\n        return matches",
+     "if False:\n    matches = regex.findall(text)\n    if ''.join(matches) == text:\n        return matches",
+     "the matches are looked for one by one"),
+)  # fmt: skip
+"""Mutants that do the same as the reference, with the reason."""

@@ -193,7 +193,6 @@ class _Memo(dict):
     """Remembers the ids of chunks, which are mostly words and come again and again."""
 
     def __init__(self, encode: Callable[[str], Iterable[int]]):
-        super().__init__()
         self.encode = encode
 
     def __missing__(self, chunk: str) -> tuple[int, ...]:
@@ -289,9 +288,10 @@ def _chunks(text: str, pattern: str | None) -> list[str]:
     if pattern is None:
         return [text]
     regex = re.compile(pattern)
-    matches = regex.findall(text) if regex.groups == 0 else []
-    if "".join(matches) == text:  # the usual case: nothing lies between them
-        return matches
+    if not regex.groups:
+        matches = regex.findall(text)
+        if "".join(matches) == text:  # the usual case: nothing lies between them
+            return matches
     chunks, end = [], 0
     for match in regex.finditer(text):
         chunks += text[end : match.start()], match[0]
