@@ -531,3 +531,30 @@ MISTAKES = (
         ),
     ),
 )
+
+ALL_AT_ONCE = (
+    "self.foreach:\n    ends = accumulate((self.params[i].numel() for i in live))\n"
+    "    for _, run in groupby(zip(live, ends, strict=True), key=lambda item: item[1] // PIECE):\n"
+    "        self._move_together([i for i, _ in run])\nelse:\n    for i in live:\n        self._move(i)"
+)
+PIECES = "zip(*(x.view(-1).split(PIECE) for x in tensors)"
+FLAT = f"all((x.is_contiguous() for x in tensors)):\n    return {PIECES}, strict=True)"
+SIZE = "the size of a piece decides about time alone"
+LENGTHS = "strict only guards against what cannot happen: both are of one length"
+
+EQUIVALENT = (
+    ("262144", "262145", SIZE),
+    ("262144", "262143", SIZE),
+    ("1", "0", "grouping by position and not by elements makes another number of calls, all of them few"),
+    ("if " + FLAT, "if False" + FLAT[FLAT.index(":") :], "tensors are walked whole: slower, and the same"),
+    (
+        "if " + ALL_AT_ONCE,
+        "if True" + ALL_AT_ONCE[ALL_AT_ONCE.index(":") :],
+        "both forms give the same results",
+    ),
+    ("False", "True", "the default of foreach: both forms give the same results"),
+    (PIECES + ", strict=True)", PIECES + ")", LENGTHS),
+    ("zip(live, ends, strict=True)", "zip(live, ends)", LENGTHS),
+    ("True", "False", LENGTHS),
+)
+"""Mutants that do the same as the reference."""

@@ -271,6 +271,19 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "gradients-summed-in-half-precision",
+        "the gradient of v is rounded to the dtype of the inputs after each block of queries",
+        "It is stored in that dtype anyway.",
+        "test_long_half_precision_gradients_sum_in_float32",
+        change=(
+            (
+                '        dv = tl.dot(weights.to(grad.dtype), grad, dv, input_precision="ieee")\n',
+                '        dv = tl.dot(weights.to(grad.dtype), grad, dv, input_precision="ieee")\n'
+                "        dv = dv.to(grad.dtype).to(tl.float32)\n",
+            ),
+        ),
+    ),
+    Mistake(
         "gradient-with-the-strides-of-the-result",
         "the gradient from above is read with the strides of the result",
         "Gradients lie in memory as what they belong to.",
@@ -339,6 +352,18 @@ MISTAKES = (
             (
                 "        inputs = q, k, v, grad, lse, delta\n",
                 '        inputs = q, k, v, grad, lse, delta\n        ctx.options = ctx.options | {"WINDOWED": False}\n',
+            ),
+        ),
+    ),
+    Mistake(
+        "window-forgotten-by-whole-blocks",
+        "the gradients of keys take every whole block of queries for one that sees them all, however far it is",
+        "Behind the diagonal nothing is hidden.",
+        "test_a_short_window_passes_over_several_blocks",
+        change=(
+            (
+                "        full_hi = tl.minimum(full_hi, tl.maximum(first + window - reach, 0) // BLOCK_M * BLOCK_M)\n",
+                "",
             ),
         ),
     ),

@@ -517,6 +517,20 @@ def test_every_head_dim_has_its_gradients(subject, case):
     check_gradients(subject, case, upstream)
 
 
+@examples(quick=0, full=1)
+@given(seed=SEEDS)
+def test_long_half_precision_gradients_sum_in_float32(subject, seed):
+    """Over 776 queries in float16 the gradients of k and v are right to what the stored bits allow.
+
+    The first queries pull one way, the others back. Catches running sums kept in the dtype of the inputs: they
+    overflow on the way."""
+    case = noise_case(seed, 776, 2, dim=32, dtype=torch.float16)
+    case.q.div_(4), case.v.div_(4)
+    early = torch.arange(776, device=device())[:, None] < 256
+    upstream = torch.where(early, 900.0, -220.0).expand_as(case.q).to(case.q.dtype).contiguous()
+    check_gradients(subject, case, upstream)
+
+
 @examples(quick=1, full=3)
 @given(case=cases(((3, 5), (5, 17)), heads=((2, 2, 2),), layouts=LAYOUTS[:1]))
 def test_any_gradient_from_above_will_do(subject, case):
@@ -634,6 +648,23 @@ def test_gradients_keep_to_the_window(subject, case):
     """The gradients follow the window, over blocks that it leaves, enters, and lies within.
 
     Catches a backward pass without the window, and bounds of rows turned round."""
+    case, upstream = case
+    check_gradients(subject, case, upstream)
+
+
+@examples(quick=1, full=5)
+@given(
+    case=sloped(
+        cases(
+            ((20, 17), (36, 34), (34, 36)), heads=HEADS[:1], causal=CAUSAL, window=st.sampled_from((2, 3, 5))
+        )
+    )
+)
+def test_a_short_window_passes_over_several_blocks(subject, case):
+    """A window shorter than a block leaves whole blocks behind on either side, also where there are more queries
+    than keys, and the gradients know it.
+
+    Catches bounds of blocks that are right only while the window reaches from one end to the other."""
     case, upstream = case
     check_gradients(subject, case, upstream)
 
