@@ -534,8 +534,9 @@ def test_a_small_residual_is_a_residual(subject, case):
 
     Catches a residual that counts as none below some threshold, and rows rounded to half precision, or from
     float64 to float32."""
-    got, (target, draft) = case.on(subject), (case.target_probs[0], case.draft_probs[0])
-    assert_equal(got, (target > draft).nonzero()[0])
+    target, draft = case.target_probs[0], case.draft_probs[0]
+    for seed in range(case.seed, case.seed + 3):
+        assert_equal(replace(case, seed=seed).on(subject), (target > draft).nonzero()[0])
 
 
 @given(case=cases(nearly_equal, residual=False))
