@@ -448,3 +448,10 @@ MISTAKES = (
         change=(("        landing += term\n", "        landing.nan_to_num_()\n        landing += term\n"),),
     ),
 )
+
+EQUIVALENT = (
+    ("1", "2", "reduce_scatter and all_gather may cut their chunks: only ring_allreduce is told not to"),
+    ("2", "3", "one message more under way, where there are three pieces or more"),
+    ("x.detach", "x.clone", "one copy more"),
+)
+"""Mutants that keep the contract as well, with the reason."""
