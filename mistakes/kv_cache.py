@@ -25,7 +25,7 @@ REPEAT = "keys, values = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) f
 ATTEND = "return attention(q, keys, values, mask=near, causal=True, scale=scale)"
 GOES_IN = "    keys, values, near = cache._extended(k, v)\n"
 FIT = "    fit = q.ndim == 4 and q.shape[0] == k.shape[0] and q.shape[2:] == k.shape[2:]\n"
-CHECK_Q = """    if not fit or k.shape[2] < 1 or q.shape[1] % k.shape[1]:
+CHECK_Q = """    if not fit or q.shape[1] % k.shape[1]:
         raise ValueError(f"q {tuple(q.shape)} does not fit k {tuple(k.shape)} and v {tuple(v.shape)}")
 """
 CHECK = "if k.ndim != 4 or k.shape != v.shape or k.shape != (batch, heads, k.shape[2], dim):"
@@ -43,7 +43,7 @@ PAST = "        past_k, past_v = self.view()\n        self.append(k, v)\n"
 def attends_to_the_whole_room(q, k, v, cache, *, scale=None):
     _check(cache._kv, k, v)
     fit = q.ndim == 4 and q.shape[0] == k.shape[0] and q.shape[2:] == k.shape[2:]
-    if not fit or k.shape[2] < 1 or q.shape[1] % k.shape[1]:
+    if not fit or q.shape[1] % k.shape[1]:
         raise ValueError(f"q {tuple(q.shape)} does not fit k {tuple(k.shape)} and v {tuple(v.shape)}")
     start = cache.length
     keys, values, near = cache._extended(k, v)

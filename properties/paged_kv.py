@@ -808,20 +808,33 @@ def test_queries_may_come_one_by_one_or_together(subject, case, seed, loud):
         )
 
 
-@examples(quick=1, full=6)
-@given(
-    tokens=st.sampled_from(((40, 3), (64, 1), (0, 130), (63, 66), (200, 2), (1100, 1))),
-    block_size=st.sampled_from((16, 5, 64)),
-    seed=st.integers(0, 99),
-)
-def test_every_token_of_a_long_sequence_counts(subject, tokens, block_size, seed):
+LONG = [(40, 3), (64, 1), (0, 130), (63, 66), (200, 2), (1100, 1)]
+
+
+@dataclass
+class Long:
+    """Noise of two heads and head_dim 3: tokens that come before, and as many queries as come with the rest."""
+
+    before: int
+    queries: int
+    block_size: int
+    seed: int
+
+
+def long_sequences(pick):
+    return Long(*one_of(pick, LONG), one_of(pick, (16, 5, 64)), pick(100))
+
+
+@examples(quick=1, full=8)
+@given(case=cases(long_sequences))
+def test_every_token_of_a_long_sequence_counts(subject, case):
     """Behind hundreds of tokens, in blocks of a usual size, attention is still that over all of them.
 
     Catches keys taken in tiles of which the last is cut off, tiles that are put together wrongly, and lengths
     that are right for a few blocks only."""
-    before, n = tokens
-    noise = torch.randn(3, 2, before + n, 3, generator=torch.Generator().manual_seed(seed)).double()
-    case = Pieces(noise[0], noise[1], noise[2, :, before:], [before, n], block_size)
+    before, n = case.before, case.queries
+    noise = torch.randn(3, 2, before + n, 3, generator=torch.Generator().manual_seed(case.seed)).double()
+    case = Pieces(noise[0], noise[1], noise[2, :, before:], [before, n], case.block_size)
     pool, table = store(subject, case)
     assert_equal(pool.gather(table)[0], case.k, "k")
     assert_equal(pool.gather(table)[1], case.v, "v")
@@ -948,6 +961,7 @@ def test_a_pool_lies_on_its_device(subject, num_blocks):
     assert_true(
         made.elements["cpu"] < size,
         f"a pool of {size} keys on another device was made on the CPU",
+        expected="no such tensor on the CPU",
         got=made.elements,
     )
 
@@ -1004,11 +1018,23 @@ def test_a_shared_block_is_free_when_its_last_owner_is(subject, case, turn):
     assert_equal(world.pool.num_free, case.num_blocks, "num_free once every table is freed")
 
 
+@dataclass
+class Copy:
+    """Tables that share all their blocks, the last of them filled with one token, and an append to one table
+    of as many tokens as take the ``free_blocks``: none is left for the copy."""
+
+    block_size: int
+    full_blocks: int
+    forks: int
+    free_blocks: int
+    writer: int
+    n: int
+
+
 def copies(pick):
-    """Full blocks, their size, forks, blocks left free, the one that writes, tokens; one block is lacking."""
-    held, size, forks, spare = pick(3), between(pick, 2, 3), between(pick, 1, 2), pick(3)
-    extra = pick(size) if spare else between(pick, 1, size - 1)
-    return held, size, forks, spare, pick(2) * forks, spare * size + extra
+    full, size, forks, free = pick(3), between(pick, 2, 3), between(pick, 1, 2), pick(3)
+    extra = pick(size) if free else between(pick, 1, size - 1)
+    return Copy(size, full, forks, free, pick(2) * forks, free * size + extra)
 
 
 @examples(quick=3)
@@ -1019,9 +1045,9 @@ def test_a_copy_that_does_not_fit_changes_nothing(subject, case):
 
     Catches a copy left out of the count of blocks, owners counted down before the check, and a count of
     owners that never gets back to one."""
-    held, size, forks, spare, writer, n = case
-    world = World(subject, Script(held + 1 + spare, size, []))
-    world.append(0, held * size + 1)
+    size, forks, free, writer, n = case.block_size, case.forks, case.free_blocks, case.writer, case.n
+    world = World(subject, Script(case.full_blocks + 1 + free, size, []))
+    world.append(0, case.full_blocks * size + 1)
     for place in range(1, forks + 1):
         world.fork(0, place)
     k, v = world.content(["!"] * n)
@@ -1029,7 +1055,7 @@ def test_a_copy_that_does_not_fit_changes_nothing(subject, case):
         refuses(
             subject.OutOfBlocks,
             lambda: world.pool.append(world.tables[writer], k, v),
-            because=f"{n} tokens and a copy take {spare + 1} blocks and {spare} are free",
+            because=f"{n} tokens and the copy take {free + 1} blocks and {free} are free",
         )
     world.run([("free", place) for place in range(forks + 1) if place != writer], world.check_all)
     world.run([("append", writer, n)], world.check_all)
@@ -1095,6 +1121,7 @@ def test_whole_blocks_of_a_common_prefix_are_found(subject, case):
     world.check_all()
     for place in range(1, 2 + case.others):
         world.free(place)
+        world.at = f" after {place} of {1 + case.others} tables with the second prompt were freed"
         world.check_count()
     world.check_all()
 
@@ -1235,7 +1262,7 @@ def gaps(pick):
     if forked := pick(3):
         steps += [("fork", 0, 1), ("decode", 1, between(pick, 1, 3))]
     steps += [("decode", 0, between(pick, 1, 3))] * (forked != 1)
-    for place in (0, 1):
+    for place in range(2 if forked else 1):
         for look in (("skip", 9, place), ("guess", 9, place, 0), ("guess", 9, place, -1)):
             steps += [look, ("free", 9)]
     return Script(20, size, steps)

@@ -174,7 +174,7 @@ def attend_with_cache(
     """
     _check(cache._kv, k, v)
     fit = q.ndim == 4 and q.shape[0] == k.shape[0] and q.shape[2:] == k.shape[2:]
-    if not fit or k.shape[2] < 1 or q.shape[1] % k.shape[1]:
+    if not fit or q.shape[1] % k.shape[1]:
         raise ValueError(f"q {tuple(q.shape)} does not fit k {tuple(k.shape)} and v {tuple(v.shape)}")
     keys, values, near = cache._extended(k, v)
     keys, values = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (keys, values))
