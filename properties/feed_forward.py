@@ -357,8 +357,8 @@ def test_feed_forward_equals_its_definition(subject, case):
     Truth(case).agrees(applied(network.eval(), case.x), name="the result in eval")
 
 
-@examples(quick=1, full=6)
-@given(case=networks(Plain, leading=((300,), (2, 70))))
+@examples(quick=1, full=10)
+@given(case=networks(Plain, made(layouts=("contiguous",)), ((300,), (2, 70))))
 def test_hundreds_of_positions_of_feed_forward_equal_its_definition(subject, case):
     """Hundreds of positions equal the definition as well.
 
@@ -487,8 +487,8 @@ def test_swiglu_equals_its_definition(subject, case):
     Truth(case).agrees(applied(network.eval(), case.x), name="the result in eval")
 
 
-@examples(quick=1, full=6)
-@given(case=networks(Gated, leading=((300,), (2, 70))))
+@examples(quick=1, full=10)
+@given(case=networks(Gated, made(layouts=("contiguous",)), ((300,), (2, 70))))
 def test_hundreds_of_positions_of_swiglu_equal_its_definition(subject, case):
     """Hundreds of positions equal the definition as well.
 

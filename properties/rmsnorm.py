@@ -152,7 +152,7 @@ def test_the_result_has_the_shape_and_dtype_of_x(subject, case):
     assert_tensor(normed(subject, case), shape=case.x.shape, dtype=case.x.dtype)
 
 
-@given(case=rows(made(WIDE, (3.0,))), level=st.sampled_from((1.0, -2.0, 7.0)))
+@given(case=rows(made(WIDE[:1], (3.0,)), eps=(None,)), level=st.sampled_from((1.0, -2.0, 7.0)))
 def test_constant_rows_keep_their_value(subject, case, level):
     """A row that holds c throughout comes out as c/√(c² + eps) · weight: nothing is subtracted from it.
 
@@ -223,8 +223,8 @@ def test_a_row_of_zeros_gives_zeros(subject, case, place):
     Truth(case).gradients_agree(subject, case, upstream)
 
 
-@examples(quick=1, full=6)
-@given(case=rows(shape=shaped(((300, 2), (2, 700)))))
+@examples(quick=1, full=10)
+@given(case=rows(made(layouts=("contiguous",)), shaped(((300, 2), (2, 700)))))
 def test_hundreds_of_rows_equal_the_definition(subject, case):
     """Hundreds of rows, and rows of hundreds of entries, equal the definition as well.
 
