@@ -18,7 +18,7 @@ CROSSED = "if columns.stop - 1 <= rows.start + reach:"
 TRIANGLE = "triu(rows.start + reach - columns.start + 1)"
 SEEN = "seen = min(rows.stop + reach, keys)"
 CUT = "yield slice(start, min(start + block_k, seen))"
-QUERY_CUT = "yield slice(max(start, blind), min(start + block_q, queries))"
+QUERY_CUT = "yield slice(start, min(start + block_q, queries))"
 APPLY = "return _Flash.apply(q, k, v, reach, block_q, block_k)"
 REACH = "reach = k.shape[2] - q.shape[2] if causal else k.shape[2]"
 SUMS = "dq, dk, dv = (torch.zeros_like(_widened(x)) for x in (q, k, v))"
@@ -555,3 +555,21 @@ MISTAKES = (
         ),
     ),
 )
+
+UNMASKED = "where the whole tile is seen, a mask that hides nothing takes time and changes nothing"
+HALF = "2 bytes are a half type, 4 and 8 are not; float32.float() is float32"
+EQUIVALENT = (
+    (
+        "if columns.stop - 1 <= rows.start + reach:\n    return scores",
+        "if False:\n    return scores",
+        UNMASKED,
+    ),
+    ("columns.stop - 1 <= rows.start + reach", "columns.stop - 1 < rows.start + reach", UNMASKED),
+    ("columns.stop - 1", "columns.stop + 1", UNMASKED),
+    ("1", "0", UNMASKED + "; and range() refuses a step of 0 with a ValueError"),
+    ("2", "1", "the mask gets a dimension of heads, all of them alike"),
+    ("x.itemsize < 4", "x.itemsize <= 4", HALF),
+    ("4", "5", HALF),
+    ("4", "3", HALF),
+)
+"""Mutants that do the same: what stood there, what stands there, and why nothing can tell."""

@@ -110,10 +110,9 @@ class _Flash(torch.autograd.Function):
 
 
 def _query_blocks(queries: int, reach: int, block_q: int) -> Iterator[slice]:
-    """The blocks of queries, without the queries that see no key."""
-    blind = max(-reach, 0)
-    for start in range(blind - blind % block_q, queries, block_q):
-        yield slice(max(start, blind), min(start + block_q, queries))
+    """The blocks of queries, from the first query that sees a key."""
+    for start in range(max(-reach, 0), queries, block_q):
+        yield slice(start, min(start + block_q, queries))
 
 
 def _key_blocks(rows: slice, keys: int, reach: int, block_k: int) -> Iterator[slice]:
