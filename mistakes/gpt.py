@@ -937,3 +937,22 @@ _PLACES = {
 
 REGIONS = {name: region for region, names in _PLACES.items() for name in names}
 """Where in part 1 a mistake sits. Any mistakes of different regions can be planted into one file, in any order."""
+
+ONE_DEVICE = "everything is on the CPU where the claims run"
+
+EQUIVALENT = (
+    ("torch.arange(time, device=ids.device)", "torch.arange(time)", ONE_DEVICE),
+    ("torch.arange(start, end, device=ids.device)", "torch.arange(start, end)", ONE_DEVICE),
+    (
+        "torch.ones(queries, keys, dtype=torch.bool, device=q.device)",
+        "torch.ones(queries, keys, dtype=torch.bool)",
+        ONE_DEVICE,
+    ),
+    (
+        "F.softmax(logits / temperature, dim=-1)",
+        "F.softmax(logits / temperature)",
+        "for two dimensions the last is the default",
+    ),
+    ("-1", "+1", "the logits of the next token have two dimensions: the last one is dimension 1"),
+    ("-2", "+2", "queries and keys have four dimensions: the last but one is dimension 2"),
+)

@@ -56,6 +56,10 @@ def made(dtypes=WIDE, eps=(None, 1e-5, 0.3), bases=(None, 100.0, 3.0)):
     return st.sampled_from(list(product(LAYOUTS, dtypes, eps, bases)))
 
 
+PLAIN = made(eps=(None,), bases=(None,))
+"""For claims about the order of things, which an eps or a base not heard is not to break: others are for those."""
+
+
 def shapes_of(cfg, model):
     """The names and shapes of all parameters, as the contract has them."""
     d, f, h = cfg["d_model"], cfg["d_ff"], cfg["n_heads"]
@@ -305,7 +309,7 @@ def test_a_silent_pre_norm_block_is_the_identity(subject, case):
 
 
 @examples(quick=3, full=18)
-@given(case=streams(sizes(norms=("post",))))
+@given(case=streams(sizes(norms=("post",)), PLAIN))
 def test_a_silent_post_norm_block_is_two_norms(subject, case):
     """With wo and w_down zero a post-norm block returns ff_norm(attn_norm(x)).
 
@@ -315,7 +319,7 @@ def test_a_silent_post_norm_block_is_two_norms(subject, case):
 
 
 @examples(quick=3, full=18)
-@given(case=streams(sizes(norms=("pre",))))
+@given(case=streams(sizes(norms=("pre",)), PLAIN))
 def test_pre_norm_equals_its_definition(subject, case):
     """x + attn(norm(x)), and then that plus ff(norm(that)), computed in float64.
 
@@ -327,7 +331,7 @@ def test_pre_norm_equals_its_definition(subject, case):
 
 
 @examples(quick=3, full=18)
-@given(case=streams(sizes(norms=("post",))))
+@given(case=streams(sizes(norms=("post",)), PLAIN))
 def test_post_norm_equals_its_definition(subject, case):
     """norm(x + attn(x)), and then norm of that plus ff of that, computed in float64.
 
@@ -362,12 +366,12 @@ def test_quiet_streams_meet_eps(subject, case, small):
 
 @examples(quick=3, full=18)
 @given(
-    case=streams(sizes(times=((1, 2), (2, 3), (3, 5), (1, 6)))),
+    case=streams(sizes(times=((1, 2), (2, 3), (3, 5), (1, 6))), PLAIN),
     place=PLACES,
     size=st.sampled_from((1.0, 50.0)),
 )
 def test_the_future_does_not_reach_a_block(subject, case, place, size):
-    """Whatever stands behind a token, its result stays the same, and is that of the sequence cut there.
+    """Whatever stands behind a token, its result is that of the sequence cut there.
 
     Catches attention that is not causal, and norms over the whole sequence."""
     t = place % (case.x.shape[1] - 1) + 1
@@ -377,8 +381,8 @@ def test_the_future_does_not_reach_a_block(subject, case, place, size):
     module = built(subject, case)
     got = applied(module, x)
     assert_tensor(got, shape=x.shape, dtype=x.dtype)
-    Truth(replace(case, x=x)).agrees(got)
-    Truth(cut).agrees(applied(module, cut.x), name="the result of the sequence cut short")
+    want = got[:, :t].detach().double()
+    Truth(cut).agrees(applied(module, cut.x), want=want, name="the result of the sequence cut short")
 
 
 @examples(quick=0, full=3)
