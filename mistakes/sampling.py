@@ -595,3 +595,34 @@ MISTAKES = (
         ),
     ),
 )
+
+SLOWER = "the head and the bins find the same edge; only the time that they take differs"
+HALF = "half types have two bytes, float32 is what it becomes"
+EQUIVALENT = (
+    ("1024", "1025", SLOWER),
+    ("1024", "1023", SLOWER),
+    ("4096", "4097", SLOWER),
+    ("4096", "4095", SLOWER),
+    ("256", "257", SLOWER),
+    ("256", "255", SLOWER),
+    ("1", "2", SLOWER),
+    ("1", "0", SLOWER),
+    ("mass[..., -1] < p", "mass[..., -1] <= p", SLOWER),
+    (
+        "if (mass[..., -1] < p).any():\n    ranked, mass = _around_the_edge(wide, total, p)",
+        "if True:\n    ranked, mass = _around_the_edge(wide, total, p)",
+        SLOWER,
+    ),
+    ("(ranked - total).exp().cumsum", "(ranked - total).exp().cumprod", SLOWER),
+    (
+        "(logits.amax(-1, keepdim=True) - logits) * BINS_A_NAT",
+        "(logits.amax(-1, keepdim=True) - logits) / BINS_A_NAT",
+        SLOWER,
+    ),
+    ("mass < p", "mass <= p", "it shows only where the mass is p to the last bit, which rounding decides"),
+    ("0", "-1", "of the prompt's first column only the shape is used, which the last has too"),
+    ("x.itemsize < 4", "x.itemsize <= 4", HALF),
+    ("4", "5", HALF),
+    ("4", "3", HALF),
+)
+"""Mutants that do the same as the reference, with the reason."""
