@@ -31,7 +31,9 @@ class TwoPass(torch.autograd.Function):
             log = log.nan_to_num(neginf=0.0)
             lse[..., lines, :] = log
             for c in cols:
-                out[..., lines, :] += (logits(*wide[:2], rows, c, reach) - log).exp() @ wide[2][..., c.start : c.stop, :]
+                out[..., lines, :] += (logits(*wide[:2], rows, c, reach) - log).exp() @ wide[2][
+                    ..., c.start : c.stop, :
+                ]
         ctx.save_for_backward(q, k, v, lse)
         ctx.rest = reach, bq, bk
         return out.to(q.dtype)
@@ -49,7 +51,10 @@ class TwoPass(torch.autograd.Function):
             pulled = torch.zeros_like(log)
             for c in cols:
                 part = slice(c.start, c.stop)
-                leaves = [x.detach().requires_grad_() for x in (q_i, wide[1][..., part, :], wide[2][..., part, :], log)]
+                leaves = [
+                    x.detach().requires_grad_()
+                    for x in (q_i, wide[1][..., part, :], wide[2][..., part, :], log)
+                ]
                 with torch.enable_grad():
                     local = range(0, len(rows)), range(0, len(c)), rows.start + reach - c.start
                     p = (logits(leaves[0], leaves[1], *local) - leaves[3]).exp()

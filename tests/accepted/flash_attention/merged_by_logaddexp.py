@@ -22,7 +22,10 @@ class Function(torch.autograd.Function):
                 state = part if state is None else merge(state, part)
             rows = q[:, :, i : i + block_q]
             if state is None:
-                state = up(rows.new_zeros(*rows.shape[:3], v.shape[3])), up(rows.new_full((*rows.shape[:3], 1), -torch.inf))
+                state = (
+                    up(rows.new_zeros(*rows.shape[:3], v.shape[3])),
+                    up(rows.new_full((*rows.shape[:3], 1), -torch.inf)),
+                )
             outs.append(state[0].to(q.dtype))
             lses.append(state[1])
         return torch.cat(outs, 2), torch.cat(lses, 2)
@@ -39,7 +42,13 @@ class Function(torch.autograd.Function):
         bq, bk = ctx.block_q, ctx.block_k
         scale = q.shape[3] ** -0.5
         lse = lse.masked_fill(lse.isinf(), 0)
-        delta = torch.cat([(up(a) * up(b)).sum(-1, keepdim=True) for a, b in zip(g.split(bq, 2), o.split(bq, 2), strict=True)], 2)
+        delta = torch.cat(
+            [
+                (up(a) * up(b)).sum(-1, keepdim=True)
+                for a, b in zip(g.split(bq, 2), o.split(bq, 2), strict=True)
+            ],
+            2,
+        )
 
         def tile(i, j):
             s = scores(q, k, i, j, bq, bk, ctx.causal)

@@ -53,13 +53,19 @@ class Tiles(torch.autograd.Function):
         delta = torch.einsum("ntd,ntd->nt", g.to(wide), o.to(wide))
         qp, gp, kp, vp = whole(q, bq), whole(g, bq), whole(k, bk), whole(v, bk)
         stat, delta = whole(stat[..., None], bq), whole(delta[..., None], bq)
-        dq, dk, dv = torch.zeros_like(qp, dtype=wide), torch.zeros_like(kp, dtype=wide), torch.zeros_like(vp, dtype=wide)
+        dq, dk, dv = (
+            torch.zeros_like(qp, dtype=wide),
+            torch.zeros_like(kp, dtype=wide),
+            torch.zeros_like(vp, dtype=wide),
+        )
         for i in range(0, qp.shape[1], bq):
             qi, gi = qp[:, i : i + bq].to(wide), gp[:, i : i + bq].to(wide)
             for j in range(0, tiles_end(i, bq, shift, T_q, T_k), bk):
                 kj, vj = kp[:, j : j + bk].to(wide), vp[:, j : j + bk].to(wide)
                 s = torch.bmm(qi, kj.transpose(1, 2)) * (c * LOG2E)
-                p = torch.exp2((s - stat[:, i : i + bq]).masked_fill(hide(i, j, bq, bk, shift, T_k), -torch.inf))
+                p = torch.exp2(
+                    (s - stat[:, i : i + bq]).masked_fill(hide(i, j, bq, bk, shift, T_k), -torch.inf)
+                )
                 dv[:, j : j + bk].baddbmm_(p.transpose(1, 2), gi)
                 ds = p.mul(torch.bmm(gi, vj.transpose(1, 2)).sub_(delta[:, i : i + bq])).mul_(c)
                 dq[:, i : i + bq].baddbmm_(ds, kj)

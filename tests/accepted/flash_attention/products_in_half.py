@@ -48,13 +48,21 @@ class Attention(torch.autograd.Function):
                 s, visible = tile_scores(qs, ks, i, j, q, k, ctx.causal)
                 if s is None:
                     break
-                p = torch.exp(s.clamp(max=stat.narrow(2, i, n)[..., None] + 1) - stat.narrow(2, i, n)[..., None]) * visible
+                p = (
+                    torch.exp(
+                        s.clamp(max=stat.narrow(2, i, n)[..., None] + 1) - stat.narrow(2, i, n)[..., None]
+                    )
+                    * visible
+                )
                 dp = gs.to(wide) @ v.narrow(2, j, ks.shape[2]).to(wide).transpose(2, 3)
                 ds = p * (dp - delta) / q.shape[3] ** 0.5
                 dv.narrow(2, j, ks.shape[2]).add_(p.transpose(2, 3) @ gs.to(wide))
                 dk.narrow(2, j, ks.shape[2]).add_(ds.transpose(2, 3) @ qs.to(wide))
                 dq.narrow(2, i, n).add_(ds @ ks.to(wide))
-        found = [d.to(q.dtype) if needed else None for d, needed in zip((dq, dk, dv), ctx.needs_input_grad, strict=False)]
+        found = [
+            d.to(q.dtype) if needed else None
+            for d, needed in zip((dq, dk, dv), ctx.needs_input_grad, strict=False)
+        ]
         return *found, None, None
 
 
@@ -75,7 +83,11 @@ def tile_scores(qs, ks, i, j, q, k, causal):
 
 
 def flash_attention(q, k, v, *, causal=False, block_q, block_k):
-    if not (q.shape[:2] == k.shape[:2] == v.shape[:2]) or q.shape[3] != k.shape[3] or k.shape[2] != v.shape[2]:
+    if (
+        not (q.shape[:2] == k.shape[:2] == v.shape[:2])
+        or q.shape[3] != k.shape[3]
+        or k.shape[2] != v.shape[2]
+    ):
         raise ValueError(f"q {q.shape} k {k.shape} v {v.shape}")
     if block_q < 1 or block_k < 1:
         raise ValueError(f"{block_q}, {block_k}")
