@@ -955,4 +955,6 @@ EQUIVALENT = (
     ),
     ("-1", "+1", "the logits of the next token have two dimensions: the last one is dimension 1"),
     ("-2", "+2", "queries and keys have four dimensions: the last but one is dimension 2"),
+    ("0", "1", "the cache holds as many values as keys"),
+    ("0", "-1", "the cache holds as many values as keys, and all layers have as many"),
 )
