@@ -50,7 +50,7 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 def with_gradients(ours: Tensor, theirs: Tensor, *inputs: Tensor) -> Iterator[Pair]:
     """The two results, and the gradients that they pass to the inputs."""
     yield ours, theirs
-    upstream = torch.cos(torch.arange(float(ours.numel()))).reshape(ours.shape).to(ours.dtype)
+    upstream = torch.cos(torch.arange(float(ours.numel()))).reshape(ours.shape).to(ours)
     yield from zip(
         torch.autograd.grad(ours, inputs, upstream),
         torch.autograd.grad(theirs, inputs, upstream),

@@ -71,7 +71,10 @@ def assert_close(
         dtype, length=length, magnitude=expected.abs() if magnitude is None else magnitude, steps=steps
     )
     error = (actual - expected).abs()
-    good = (error <= allowed) | (actual == expected) | (actual.isnan() & expected.isnan())
+    # Where infinity is due, what is allowed is infinite as well.
+    good = (
+        (error.isfinite() & (error <= allowed)) | (actual == expected) | (actual.isnan() & expected.isnan())
+    )
     if bool(good.all()):
         return
     index = tuple((~good).nonzero()[0].tolist())

@@ -64,3 +64,11 @@ def test_a_tensor_that_answers_comparisons_itself_is_refused():
         assert_equal(wrong, torch.ones(2))
     with pytest.raises(Mismatch):
         assert_true((wrong >= 1).any(), "at least one")
+
+
+def test_infinity_is_equal_only_to_itself():
+    infinite = torch.tensor([-torch.inf, 1.0])
+    assert_close(infinite, infinite, dtype=torch.float32)
+    for wrong in (-1e30, torch.inf, torch.nan):
+        with pytest.raises(Mismatch):
+            assert_close(torch.tensor([wrong, 1.0]), infinite, dtype=torch.float32)
