@@ -920,7 +920,7 @@ def test_the_text_is_as_likely_as_its_tokens_in_turn(subject, chosen):
     """Pairs of new tokens come as often as the probability of the first times that of the second given it, in
     one batch of rows and over many calls.
 
-    An exact test with fixed seeds, 27 cells. Catches rows that share their draws, a seed that is set anew for
+    An exact test with fixed seeds, 26 cells. Catches rows that share their draws, a seed that is set anew for
     each token, and a default that is not that of sample."""
     table = [logs(0.5, 0.3, 0.2), logs(0.2, 0.3, 0.5), logs(0.25, 0.5, 0.25 - 1e-3)]
     prompt, chances = [1, 0], {}
