@@ -957,4 +957,7 @@ EQUIVALENT = (
     ("-2", "+2", "queries and keys have four dimensions: the last but one is dimension 2"),
     ("0", "1", "the cache holds as many values as keys"),
     ("0", "-1", "the cache holds as many values as keys, and all layers have as many"),
+    ("torch.arange(batch, device=ids.device)", "torch.arange(batch)", ONE_DEVICE),
+    ("zip(cache[layer], (k, v), strict=True)", "zip(cache[layer], (k, v))", "both are pairs"),
+    ("True", "False", "both are pairs"),
 )

@@ -317,3 +317,20 @@ MISTAKES = (
         ),
     ),
 )
+
+GIVEN = "Config is given, and not the person's to write"
+
+EQUIVALENT = (
+    ("dataclass(frozen=True)", "dataclass()", GIVEN),
+    ("True", "False", GIVEN),
+    ("10000.0", "10001.0", GIVEN),
+    ("10000.0", "9999.0", GIVEN),
+    ("1024", "1025", GIVEN),
+    ("1024", "1023", GIVEN),
+    (
+        "nn.init.normal_(self.embed.weight, std=0.02)",
+        "nn.init.normal_(self.embed.weight)",
+        "first values are open",
+    ),
+    ("0.02", "1.02", "first values are open"),
+)
