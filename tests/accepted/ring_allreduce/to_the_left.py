@@ -59,7 +59,9 @@ def ring_allreduce(x, *, pieces=1, group=None):
             requests = []
             for into in landed.tensor_split(pieces):
                 requests.append(dist.irecv(into, group=group, group_src=(rank + 1) % world))
-            sends = [dist.isend(o, group=group, group_dst=(rank - 1) % world) for o in out.tensor_split(pieces)]
+            sends = [
+                dist.isend(o, group=group, group_dst=(rank - 1) % world) for o in out.tensor_split(pieces)
+            ]
             for request, into, old in zip(requests, landed.tensor_split(pieces), own.tensor_split(pieces)):
                 request.wait()
                 old.copy_(add(old, into) if summing else into)
