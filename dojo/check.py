@@ -11,10 +11,10 @@ from dojo import catalogue
 from dojo.judge.client import Judge
 from dojo.mistake import DoesNotApply, Mistake, mistakes, wrong_source
 from dojo.places import ROOMS, ROOT, room_file
-from dojo.rules import logical_lines
+from dojo.rules import logical_lines, scan
 from dojo.verdict import ClaimResult, Verdict
 
-LEAST_HINTS, LEAST_FOLLOW_UPS, LEAST_CLAIMS, LEAST_MISTAKES, LEAST_STYLES = 3, 3, 8, 10, 3
+LEAST_HINTS, LEAST_FOLLOW_UPS, LEAST_CLAIMS, LEAST_MISTAKES, LEAST_STYLES = 3, 3, 8, 10, 4
 
 
 def check_rooms(katas: list[str]) -> int:
@@ -52,6 +52,9 @@ def on_paper(kata: str) -> Iterator[str]:
         return
     yield from _contract(kata)
     yield from _too_few(kata)
+    for path in styles(kata):
+        broken = scan(path.read_text(encoding="utf-8"), brief)
+        yield from (f"the right answer {path.name} breaks a rule: {b.says}" for b in broken)
     defined = {n.name for n in _tree("properties", kata).body if isinstance(n, ast.FunctionDef)}
     tests = {name for name in defined if name.startswith("test_")}
     listed = list(brief.claims)

@@ -38,7 +38,7 @@ def draw(kata: str, seed: int, bugs: int, *, subtle: bool = False) -> tuple[Mist
     fewer than ``bugs`` go together.
     """
     source, chance = _reference(kata), random.Random(f"{kata} {seed} {bugs} {subtle}")
-    every = sorted(mistakes(kata), key=lambda m: m.name)
+    every = sorted(_plantable(kata), key=lambda m: m.name)
     if subtle:
         every = sorted(every, key=lambda m: _size(source, m))[: max(len(every) // 2, bugs)]
     chance.shuffle(every)
@@ -56,6 +56,13 @@ def draw(kata: str, seed: int, bugs: int, *, subtle: bool = False) -> tuple[Mist
     if len(chosen) < bugs:
         raise NoSuchHunt(f"{kata} has room for {len(chosen)} mistakes at once, {bugs} were asked for")
     return tuple(chosen)
+
+
+def _plantable(kata: str) -> list[Mistake]:
+    """All mistakes; where the later parts are left to be written, those of the first, which stays."""
+    brief = catalogue.brief(kata)
+    last = 1 if brief.hunt_leaves else len(brief.parts)
+    return [m for m in mistakes(kata) if brief.part_of(m.claim) <= last]
 
 
 def _reference(kata: str) -> str:
