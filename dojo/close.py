@@ -85,7 +85,7 @@ def assert_close(
         f"{name} is {off if bool(error[index].isfinite()) else _short(actual[index])} in {places}",
         expected=want,
         got=got,
-        where=f"first at {list(index)}: expected {_short(expected[index])}, got {_short(actual[index])}",
+        where=f"first at {list(index)}: {_apart(expected[index], actual[index])}",
     )
 
 
@@ -110,7 +110,7 @@ def assert_equal(got: Any, want: Any, name: str = "the result") -> None:
         assert_tensor(got, shape=want.shape, dtype=want.dtype, name=name)
         if not torch.equal(got, want):
             index = tuple((got != want).nonzero()[0].tolist()) if want.numel() else ()
-            where = f"first at {list(index)}: expected {_short(want[index])}, got {_short(got[index])}"
+            where = f"first at {list(index)}: {_apart(want[index], got[index])}"
             raise Mismatch(f"{name}: not the same", expected=want, got=got, where=where)
         return
     for value in got if isinstance(got, (list, tuple)) else (got,):
@@ -178,6 +178,13 @@ def gradients(output: Tensor, inputs: Sequence[Tensor], upstream: Tensor | None 
     return tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True))
 
 
-def _short(value: Tensor | float) -> str:
+def _short(value: Tensor | float, digits: int = 4) -> str:
     number = float(value)
-    return f"{number:.4g}" if math.isfinite(number) else str(number)
+    return f"{number:.{digits}g}" if math.isfinite(number) else str(number)
+
+
+def _apart(expected: Tensor, got: Tensor) -> str:
+    """The two with as many digits as it takes to see that they differ."""
+    pairs = [(_short(expected, digits), _short(got, digits)) for digits in (4, 8, 17)]
+    want, have = next((pair for pair in pairs if pair[0] != pair[1]), pairs[-1])
+    return f"expected {want}, got {have}"

@@ -72,3 +72,11 @@ def test_infinity_is_equal_only_to_itself():
     for wrong in (-1e30, torch.inf, torch.nan):
         with pytest.raises(Mismatch):
             assert_close(torch.tensor([wrong, 1.0]), infinite, dtype=torch.float32)
+
+
+def test_near_misses_are_shown_with_the_digits_that_differ():
+    with pytest.raises(Mismatch) as caught:
+        assert_close(
+            torch.tensor(3.00001, dtype=torch.float64), torch.tensor(3.0).double(), dtype=torch.float64
+        )
+    assert caught.value.where == "first at []: expected 3, got 3.00001"
