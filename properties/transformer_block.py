@@ -442,7 +442,7 @@ def test_two_blocks_share_nothing(subject, case, step):
 @given(case=streams())
 def test_blocks_that_do_not_fit_are_refused(subject, case):
     """ValueError for a norm that is neither pre nor post, heads that do not divide d_model into even sizes or
-    are not divided by n_kv_heads, and an x of another shape or longer than max_len. One of the full length is taken.
+    are not divided by n_kv_heads, and an x of another shape or longer than max_len. More sequences than that, of the full length, are taken.
 
     Catches an else branch that takes every other word for post, and shapes left to the matrix product."""
     d, cfg = case.cfg["d_model"], case.cfg | {"max_len": 7}
@@ -457,7 +457,7 @@ def test_blocks_that_do_not_fit_are_refused(subject, case):
     for shape in ((2, 3, d + 1), (3, d), (1, 2, 3, d), (2, 8, d)):
         x = torch.ones(shape, dtype=dtype)
         refuses(ValueError, lambda x=x: module(x), because=f"x {shape} is not (batch, time ≤ 7, {d})")
-    assert_tensor(module(torch.zeros(1, 7, d, dtype=dtype)), shape=(1, 7, d), dtype=dtype)
+    assert_tensor(module(torch.zeros(8, 7, d, dtype=dtype)), shape=(8, 7, d), dtype=dtype)
 
 
 # --- part 2: the model ---------------------------------------------------------------------------
@@ -550,7 +550,7 @@ def test_half_precision_models_keep_their_dtype(subject, case):
 @given(case=models(sizes(layers=(1, 2))), by=st.integers(0, 3))
 def test_tokens_that_do_not_fit_are_refused(subject, case, by):
     """ValueError for a token below 0 or beyond the vocabulary, for tokens that are no integers or not (batch,
-    time), and for more than max_len of them. As many as max_len are taken.
+    time), and for more than max_len of them. As many as that are taken, in more rows than that.
 
     Catches negative ids that wrap around, and IndexError left to the lookup."""
     case = replace(case, cfg=case.cfg | {"max_len": 7})
@@ -563,7 +563,7 @@ def test_tokens_that_do_not_fit_are_refused(subject, case, by):
         because = f"tokens {tuple(wrong.shape)} of {wrong.dtype} are not (batch, time ≤ 7) of integers"
         refuses(ValueError, lambda wrong=wrong: module(wrong), because=because)
     dtype = next(iter(case.weights.values())).dtype
-    assert_tensor(module(torch.zeros(1, 7, dtype=torch.long)), shape=(1, 7, vocab), dtype=dtype)
+    assert_tensor(module(torch.zeros(8, 7, dtype=torch.long)), shape=(8, 7, vocab), dtype=dtype)
 
 
 # --- what tells one mistake from another ---------------------------------------------------------
