@@ -442,7 +442,8 @@ def test_two_blocks_share_nothing(subject, case, step):
 @given(case=streams())
 def test_blocks_that_do_not_fit_are_refused(subject, case):
     """ValueError for a norm that is neither pre nor post, heads that do not divide d_model into even sizes or
-    are not divided by n_kv_heads, and an x of another shape or longer than max_len. More sequences than that, of the full length, are taken.
+    are not divided by n_kv_heads, and an x of another shape or longer than max_len. More sequences than that, of
+    the full length, are taken.
 
     Catches an else branch that takes every other word for post, and shapes left to the matrix product."""
     d, cfg = case.cfg["d_model"], case.cfg | {"max_len": 7}
