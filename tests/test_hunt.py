@@ -57,6 +57,17 @@ def test_a_hunt_begins_broken(kata, judge):
     assert verdict.mistake is None, "the judge does not give it away"
 
 
+def test_no_bug_hides_in_what_is_left_to_be_written():
+    mended = code(hunt.exercise("gpt", [], None))
+    planted = {mistake.name for seed in range(60) for mistake in hunt.draw("gpt", seed, 4)}
+    assert len(planted) > 20
+    assert [name for name in planted if code(hunt.exercise("gpt", [name], None)) == mended] == []
+
+
+def code(exercise):
+    return exercise.text.split('"""', 2)[2]
+
+
 def test_subtle_bugs_change_less():
     sizes = [
         [

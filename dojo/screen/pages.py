@@ -240,6 +240,11 @@ def passed(result: Result, session: Session, asked: int, answered: bool) -> Rend
     rows.append(("lines", Text(f"{result.lines}{limit}")))
     rows.append(("hints", Text(f"{result.hints} taken" if result.hints else "none taken")))
     rows += [("mended" if n == 0 else "", Text(says)) for n, says in enumerate(session.exercise.says)]
+    if mended := session.exercise.judged.get("parts"):
+        later = session.exercise.brief.parts[mended:]
+        rows += [
+            ("write next" if n == 0 else "then", Text(f"{p.title}. {p.asks}")) for n, p in enumerate(later)
+        ]
     return Group(_listed(rows), *_follow_up(session.follow_ups(), asked, answered))
 
 
