@@ -25,6 +25,7 @@ from dojo.places import room_file
 
 MINUTES_A_BUG, MINUTES_TO_READ = 5, 5
 MOST_BUGS = 6
+WIDEST = 110
 
 
 class NoSuchHunt(ValueError):
@@ -161,7 +162,7 @@ def plain(source: str) -> str:
     cuts = [(at(*begin), at(*end), new) for begin, end, new in _cuts(tree, source, at)]
     for begin, end, new in sorted(cuts, reverse=True):
         source = source[:begin] + new + source[end:]
-    return _tidied(_without_comments(source))
+    return _tidied(_on_one_line(_without_comments(source)))
 
 
 def _cuts(tree: ast.Module, source: str, at) -> Iterator[tuple[tuple[int, int], tuple[int, int], str]]:  # noqa: ANN001
@@ -200,6 +201,19 @@ def _without_comments(source: str) -> str:
             row, column = token.start[0] - 1, token.start[1]
             rest = lines[row][:column].rstrip()
             lines[row] = rest + "\n" if rest else ""
+    return "".join(lines)
+
+
+def _on_one_line(source: str) -> str:
+    """Signatures joined that fit a line now that their annotations are gone."""
+    lines = source.splitlines(keepends=True)
+    functions = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)]
+    for node in sorted(functions, key=lambda n: -n.lineno):
+        first, last = node.lineno - 1, node.body[0].lineno - 1
+        joined = " ".join(line.strip() for line in lines[first:last])
+        joined = " " * node.col_offset + re.sub(r",? \)", ")", joined.replace("( ", "("))
+        if last - first > 1 and len(joined) <= WIDEST:
+            lines[first:last] = [joined + "\n"]
     return "".join(lines)
 
 
