@@ -3,7 +3,8 @@ them, and nothing computed that no query sees; and the gradients are those of th
 
 They hold on a GPU and on Triton's interpreter, which needs TRITON_INTERPRET=1 before Triton is imported. The
 interpreter takes milliseconds for each block, so that lengths are little more than one block of 16 and
-examples are few; and it cannot multiply bfloat16, which is left out there.
+examples are few; and it cannot multiply bfloat16, which is left out there. On a GPU blocks are larger, and
+lengths grow with them (``grown``): those that are written here are in blocks of 16.
 
 On a GPU each kernel is compiled anew for each dtype, width and constant, and for each argument that is 1 or a
 multiple of 16 where it was not before. So most claims keep to a width of 16 and to lengths that are neither; the
@@ -57,6 +58,14 @@ def halves():
 # --- what is drawn -------------------------------------------------------------------------------
 
 
+def grown(length, dtype):
+    """As many blocks as ``length`` has of 16, and as much beside them: on a GPU blocks have 32 for float32, 64 or
+    128 for half types. Lengths above 64 span several blocks as they are."""
+    if device() != "cuda" or length > 64:
+        return length
+    return length // 16 * (128 if dtype in HALF_TYPES else 32) + length % 16
+
+
 @dataclass
 class Case:
     q: Tensor
@@ -88,6 +97,7 @@ def cases(
     ((B, H, KV), (T_q, T_k), D) = draw(st.sampled_from(list(product(heads, lengths, widths))))
     at, loud, which = draw(st.sampled_from(list(product(range(len(layouts)), loudness, range(2)))))
     dtype = halves()[which % len(halves())] if half else torch.float32
+    T_q, T_k = grown(T_q, dtype), grown(T_k, dtype)
     shapes = (B, H, T_q, D), (B, KV, T_k, D), (B, KV, T_k, D)
     parts = fill(draw, (sum(map(math.prod, shapes)),), dtype=torch.float64).split([*map(math.prod, shapes)])
     # q and k are such that q·k/√D has the size that ``loud`` says, whatever D.
@@ -95,7 +105,8 @@ def cases(
     given = [x.reshape(s).to(dtype).to(device()) for x, s in zip(parts, shapes, strict=True)]
     # ``mixed`` lays out each of the three in its own way.
     q, k, v = (placed(x, layouts[(at + mixed * n) % len(layouts)]) for n, x in enumerate(given))
-    return Case(q, k, v, draw(causal), draw(scale), draw(window))
+    causal, scale, window = draw(causal), draw(scale), draw(window)
+    return Case(q, k, v, causal, scale, window and grown(window, dtype))
 
 
 @st.composite
@@ -107,6 +118,7 @@ def sloped(draw, drawn):
 
 def noise_case(seed, queries, keys, dim=16, dtype=torch.float32, **options):
     """One head of noise, for what is too long to be drawn."""
+    queries, keys = grown(queries, dtype), grown(keys, dtype)
     noise = torch.randn(queries + 2 * keys, dim, generator=torch.Generator().manual_seed(seed)).to(dtype)
     return Case(*(x[None, None].to(device()) for x in noise.split([queries, keys, keys])), **options)
 
@@ -229,7 +241,7 @@ def no_scores(work, case, when):
     )
 
 
-def grown(x, dim):
+def longer(x, dim):
     """x with one more slice along dim."""
     return torch.cat([x, x.narrow(dim, 0, 1)], dim)
 
@@ -276,7 +288,7 @@ def test_a_louder_block_rescales_what_came_before(subject, step, keys, seed):
     Catches sums that are not rescaled when the maximum rises, and a maximum of each block alone."""
     case = noise_case(seed, 2, keys)
     case.q.fill_(1.0)
-    case.k.copy_(step / 8 * torch.arange(keys)[:, None])
+    case.k.copy_(step / 8 * torch.arange(case.k.shape[2])[:, None])
     Truth(case).agrees(attend(subject, case))
 
 
@@ -431,8 +443,8 @@ def test_what_does_not_fit_is_refused(subject, case, dim):
     q, k, v = case.q, case.k, case.v
     wide = torch.zeros(1, 1, 3, dim, device=device())
     misfits = (
-        (q, grown(k, 0), grown(v, 0)), (grown(q, 0), k, v), (q, torch.cat([k, k], 3), torch.cat([v, v], 3)),
-        (q, k, grown(v, 2)), (q, k, grown(v, 0)), (q, k, grown(v, 1)), (q, k, torch.cat([v, v], 3)), (wide, wide, wide),
+        (q, longer(k, 0), longer(v, 0)), (longer(q, 0), k, v), (q, torch.cat([k, k], 3), torch.cat([v, v], 3)),
+        (q, k, longer(v, 2)), (q, k, longer(v, 0)), (q, k, longer(v, 1)), (q, k, torch.cat([v, v], 3)), (wide, wide, wide),
     )  # fmt: skip
     for parts in misfits:
         q_, k_, v_ = (tuple(x.shape) for x in parts)
@@ -729,11 +741,12 @@ def probes(subject):
         values = torch.sin(step * torch.arange(1.0, math.prod(shape) + 1, dtype=torch.float64))
         return values.reshape(shape).float().to(device())
 
-    q, k, v = waves(1, 1, 3, 16), waves(1, 1, 18, 16, step=2.3), waves(1, 1, 18, 16, step=0.9)
+    many = grown(18, torch.float32)
+    q, k, v = waves(1, 1, 3, 16), waves(1, 1, many, 16, step=2.3), waves(1, 1, many, 16, step=0.9)
     few = k[:, :, :3], v[:, :, :3]
     heads = q.expand(-1, 4, -1, -1) * torch.tensor([1.0, -2.0, 0.5, 3.0], device=device())[:, None, None]
     pair = [torch.cat([x, x.flip(3)], dim=1) for x in few]
-    ramp = torch.arange(18.0, device=device())[:, None].expand(1, 1, 18, 16)
+    ramp = torch.arange(many, device=device()).float()[:, None].expand(1, 1, many, 16)
 
     def run(*inputs, **options):
         return lambda: subject.triton_flash(*inputs, **options).cpu()
