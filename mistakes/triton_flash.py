@@ -271,6 +271,20 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "sign-of-scale-lost-in-wide-heads",
+        "a negative scale acts as a positive one in the backward pass, where head_dim is 128",
+        "The branch for wide heads is about registers, and the scale is as it always is.",
+        "test_every_head_dim_has_its_gradients",
+        change=(
+            (
+                "        delta = torch.empty_like(lse)\n",
+                "        delta = torch.empty_like(lse)\n"
+                '        if ctx.options["D"] > 64:\n'
+                '            ctx.options["scale"] = abs(ctx.options["scale"])\n',
+            ),
+        ),
+    ),
+    Mistake(
         "gradients-summed-in-half-precision",
         "the gradient of v is rounded to the dtype of the inputs after each block of queries",
         "It is stored in that dtype anyway.",
