@@ -657,7 +657,7 @@ def probes(subject):
     found |= {
         "long": lambda: module("Block")(waves(1, 70, 8))[0, -1].float(),
         "evaluating, gradients": evaluating,
-        "another norm": refused(lambda: module("Block", norm="none")),
+        "another norm": lambda: bool(module("Block", norm="none")),  # raises, or says that it was taken
         "negative token": refused(lambda: module("DecoderLM")(tokens - 1)),
         "token too large": refused(lambda: module("DecoderLM")(tokens + 1)),
         "too many tokens": refused(lambda: module("DecoderLM", max_len=3)(tokens)),

@@ -33,8 +33,16 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session", autouse=True)
 def elsewhere(tmp_path_factory):
-    """Nothing that a test does touches the person's own practice/ and store."""
-    os.environ["KATA_HOME"] = str(tmp_path_factory.mktemp("home"))
+    """Nothing that a test does touches the person's own practice/ and store.
+
+    What the probes give is the same for all workers: it is computed once."""
+    home = tmp_path_factory.mktemp("home")
+    os.environ["KATA_HOME"] = str(home)
+    shared = tmp_path_factory.getbasetemp()
+    shared = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "traces"
+    shared.mkdir(exist_ok=True)
+    (home / ".dojo").mkdir()
+    (home / ".dojo" / "traces").symlink_to(shared, target_is_directory=True)
 
 
 @pytest.fixture(scope="session")

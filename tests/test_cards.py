@@ -1,4 +1,6 @@
-"""What a person reads who makes an ordinary mistake: a sentence, an input to work by hand, and what was due."""
+"""What a person reads who makes an ordinary mistake: a sentence, an input to work by hand, and what was due.
+
+The cards as they should be stand in ``docs/power``, where ``check --cards --write`` puts them."""
 
 from __future__ import annotations
 
@@ -9,8 +11,9 @@ import pytest
 
 from dojo import catalogue, plain
 from dojo.mistake import wrong_source
-from dojo.power import ordinary
-from dojo.verdict import Card
+from dojo.power import first_card, ordinary
+from dojo.record import read_page
+from dojo.verdict import Card, Likeness
 
 CASES = [
     pytest.param(
@@ -43,6 +46,18 @@ def test_the_first_card_can_be_worked_by_hand(kata, mistake, judge):
     assert card.got or card.line, "it says what came out, or the line that raised"
     numbers = re.findall(r"-?\d+(?:\.\d+)?", " ".join(card.inputs.values()))
     assert len(numbers) <= MOST_NUMBERS, card.inputs
+    verdict.mistake = Likeness(
+        mistake.name, mistake.says, mistake.belief
+    )  # what it is named, other tests say
+    shown = bare("\n".join(first_card(kata, mistake, verdict)))
+    assert shown in bare(read_page(kata)), f"python runner.py check {kata} --cards --write, and read it"
+
+
+def bare(text):
+    """A card in its words: which numbers the smallest counterexample has may change from version to version."""
+    text = re.sub(r"-?\d+(\.\d+)?(e[-+]?\d+)?|-?inf|nan|True|False", "#", text)
+    text = re.sub(r"\[[\[\]()#,…·× ]*\]", "[#]", " ".join(text.split()))
+    return re.sub(r"\(#(, ?#?)*\)", "(#)", text)
 
 
 def test_a_card_as_text():

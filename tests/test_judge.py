@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dojo import catalogue
 from dojo.places import ROOT, room_file
 
 REFERENCE = room_file("reference", "softmax").read_text(encoding="utf-8")
@@ -171,7 +172,15 @@ def test_replacing_what_the_verdict_rests_on_is_seen(judge, name, moment):
 
 
 def test_a_patch_without_a_broken_rule_is_called_tampering(judge):
-    for name in ("assert_close", "allclose", "Tensor.__eq__", "Tensor.all", "a mode of torch's", "pytest", "hypothesis"):
+    for name in (
+        "assert_close",
+        "allclose",
+        "Tensor.__eq__",
+        "Tensor.all",
+        "a mode of torch's",
+        "pytest",
+        "hypothesis",
+    ):
         assert judged(judge, loaded_with(TAMPERING[name]))[0].outcome == "tampered", name
 
 
@@ -231,7 +240,9 @@ def test_reaching_for_the_answer_or_out_of_the_process_is_refused(judge, name):
 
 
 def test_too_long_is_a_broken_rule_once_it_holds(judge):
-    verdict, _ = judged(judge, REFERENCE + "\n".join(f"x{i} = {i}" for i in range(40)))
+    verdict, _ = judged(
+        judge, REFERENCE + "\n".join(f"x{i} = {i}" for i in range(catalogue.brief("softmax").lines))
+    )
     assert verdict.outcome == "rule_broken"
     assert "the limit is" in verdict.message
     assert {c.status for c in verdict.claims} == {"held"}

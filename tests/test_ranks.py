@@ -21,8 +21,8 @@ from dojo.places import ROOT, room_file
 
 KATA = "ring_allreduce"
 REFERENCE = room_file("reference", KATA)
-POST = "        under_way.append((dist.batch_isend_irecv(batch) if batch else [], landing, own))\n"
-FIRST = "    if landing is not own:\n"
+POST = "        under_way.append((dist.batch_isend_irecv(batch) if batch else [], landing, term))\n"
+FIRST = "    first = dist.get_rank(group) - 1\n"
 
 HEAD = "import os, sys, time, torch\nimport torch.distributed as dist\n\n"
 
@@ -63,7 +63,7 @@ def module(body):
 
 def test_a_deadlock_times_out_at_once_and_names_the_ranks(judge):
     wrong = "        for end in batch:\n            end.op(end.tensor, end.peer, end.group).wait()\n"
-    source = changed(POST, wrong + "        under_way.append(([], landing, own))\n")
+    source = changed(POST, wrong + "        under_way.append(([], landing, term))\n")
     verdict = judge.judge(KATA, Path("deadlock.py"), source, seed=3, likeness=False).verdict
     assert verdict.outcome == "timed_out", verdict.message
     assert re.search(r"rank 0 of \d waits in send to rank 1", verdict.message)
@@ -73,7 +73,7 @@ def test_a_deadlock_times_out_at_once_and_names_the_ranks(judge):
 
 def test_a_rank_that_dies_ends_the_others(judge):
     source = changed(FIRST, "    if dist.get_rank() == 1:\n        os._exit(3)\n" + FIRST)
-    source = source.replace("import torch\n", "import os\n\nimport torch\n", 1)
+    source = source.replace("\nfrom collections", "\nimport os\nfrom collections", 1)
     verdict = judge.judge(KATA, Path("dies.py"), source, seed=3, likeness=False).verdict
     assert verdict.outcome == "rejected", verdict.message
     assert any(

@@ -178,6 +178,9 @@ def test_the_probes_ask_for_nothing_that_is_open(kata, path):
 
 @pytest.mark.parametrize(("kata", "path", "name"), WRONG)
 def test_a_mistake_in_another_style_is_named(kata, path, name, judge):
+    from dojo.judge.likeness import known
+
+    known(kata)  # kept, as it is in a session before the first save
     verdict = judge.judge(kata, path, seed=seed_of(kata, path.stem), cards=False).verdict
     assert verdict.outcome == "rejected", verdict.message
     assert (verdict.mistake.name if verdict.mistake else None) == name

@@ -19,6 +19,7 @@ from dojo.verdict import Card, ClaimResult, PartResult, RuleBroken, Verdict
 
 KATA = "softmax"
 BRIEF = catalogue.brief(KATA)
+LIMIT = BRIEF.lines
 FIRST, SECOND = BRIEF.claims[:2]
 WRITTEN = "def softmax(x, dim):\n    return x\n"
 CARD = Card(
@@ -215,11 +216,11 @@ async def test_lines_are_counted_at_each_save_also_of_a_file_that_does_not_parse
     app = start()
     async with app.run_test(size=(80, 24)) as pilot:
         await saved(pilot)
-        await shows(pilot, "2/28 lines")
+        await shows(pilot, f"2/{LIMIT} lines")
         await saved(pilot, "def f(:\n")
-        await shows(pilot, "–/28 lines")
-        await saved(pilot, "\n".join(f"x{n} = {n}" for n in range(30)))
-        await shows(pilot, "30/28 lines: too long")
+        await shows(pilot, f"–/{LIMIT} lines")
+        await saved(pilot, "\n".join(f"x{n} = {n}" for n in range(LIMIT + 2)))
+        await shows(pilot, f"{LIMIT + 2}/{LIMIT} lines: too long")
 
 
 # --- verdicts ---------------------------------------------------------------------------------------

@@ -15,9 +15,11 @@ def attention(q, k, v, *, mask=None, causal=False, scale=None):
     if mask is not None:
         if mask.dtype != torch.bool:
             raise ValueError(f"not a boolean mask: {mask.dtype}")
-        if torch.Size(max(a, b) for a, b in zip(mask.size(), visible.size()[4 - mask.dim() :], strict=True)) != (
-            visible.size()[4 - mask.dim() :]
-        ) or any(m != 1 and m != s for m, s in zip(mask.size(), visible.size()[4 - mask.dim() :], strict=True)):
+        if torch.Size(
+            max(a, b) for a, b in zip(mask.size(), visible.size()[4 - mask.dim() :], strict=True)
+        ) != (visible.size()[4 - mask.dim() :]) or any(
+            m != 1 and m != s for m, s in zip(mask.size(), visible.size()[4 - mask.dim() :], strict=True)
+        ):
             raise ValueError(f"mask {mask.size()} for {visible.size()}")
         visible = visible & mask
     scale = q.size(-1) ** -0.5 if scale is None else scale

@@ -15,7 +15,9 @@ def attention(q, k, v, *, mask=None, causal=False, scale=None):
     if q.shape[:2] + k.shape[2:] != k.shape[:2] + k.shape[2:3] + q.shape[3:] or k.shape[:3] != v.shape[:3]:
         raise ValueError(f"{tuple(q.shape)} {tuple(k.shape)} {tuple(v.shape)}")
     B, H, T_q, T_k = *q.shape[:3], k.shape[2]
-    seen = torch.arange(T_k)[None, :] - T_k <= torch.arange(T_q)[:, None] - T_q if causal else torch.tensor(True)
+    seen = (
+        torch.arange(T_k)[None, :] - T_k <= torch.arange(T_q)[:, None] - T_q if causal else torch.tensor(True)
+    )
     if mask is not None:
         if mask.dtype != torch.bool:
             raise ValueError(mask.dtype)

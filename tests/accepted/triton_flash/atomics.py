@@ -98,9 +98,22 @@ class Function(torch.autograd.Function):
         B, H, T_q, D = q.shape
         out = torch.empty((B, H, T_q, D), dtype=q.dtype, device=q.device)
         lse = torch.empty((B, H, T_q), dtype=torch.float32, device=q.device)
-        ctx.rest = (T_q, k.shape[2], H // k.shape[1], scale, window or 0, D, causal, window is not None, BM, BN)
+        ctx.rest = (
+            T_q,
+            k.shape[2],
+            H // k.shape[1],
+            scale,
+            window or 0,
+            D,
+            causal,
+            window is not None,
+            BM,
+            BN,
+        )
         if B:
-            fwd[(triton.cdiv(T_q, BM), B * H)](q.contiguous(), k.contiguous(), v.contiguous(), out, lse, *ctx.rest)
+            fwd[(triton.cdiv(T_q, BM), B * H)](
+                q.contiguous(), k.contiguous(), v.contiguous(), out, lse, *ctx.rest
+            )
         ctx.save_for_backward(q, k, v, out, lse)
         return out
 

@@ -85,7 +85,9 @@ def backward_kernel(q, q0, q1, q2, q3, k, k0, k1, k2, k3, v, v0, v1, v2, v3, g, 
         ds = tl.where(ok, p * (tl.dot(grad, value.T, input_precision="ieee") - inner), 0.0)
         total += tl.dot(ds.to(key.dtype), key, input_precision="ieee")
     d = tl.arange(0, D)[None, :]
-    tl.store(dq + (line + mine)[:, None] * D + d, (total * scale).to(dq.dtype.element_ty), mask=mine[:, None] < T_q)
+    tl.store(
+        dq + (line + mine)[:, None] * D + d, (total * scale).to(dq.dtype.element_ty), mask=mine[:, None] < T_q
+    )
     # dK and dV of my keys
     at, exists = place(k, k0, k1, k2, k3, b, h // group, mine, T_k, D)
     key = tl.load(at, mask=exists, other=0.0)
@@ -134,7 +136,11 @@ class Flash(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         B, H, T_q, D = q.shape
         KV, T_k = k.shape[1], k.shape[2]
-        delta = torch.mul(g, out, out=None).float().sum(-1) if q.dtype == torch.float32 else (g.float() * out).sum(-1)
+        delta = (
+            torch.mul(g, out, out=None).float().sum(-1)
+            if q.dtype == torch.float32
+            else (g.float() * out).sum(-1)
+        )
         dq = q.new_empty(B, H, T_q, D)
         dk, dv = (torch.empty(B, H, T_k, D, dtype=torch.float32, device=q.device) for _ in range(2))
         grid = (triton.cdiv(max(T_q, T_k), 16) * H * B,)
@@ -144,7 +150,11 @@ class Flash(torch.autograd.Function):
 
 
 def triton_flash(q, k, v, *, causal=False, scale=None, window=None):
-    fits = k.shape == v.shape and (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3]) and q.shape[1] % k.shape[1] == 0
+    fits = (
+        k.shape == v.shape
+        and (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3])
+        and q.shape[1] % k.shape[1] == 0
+    )
     if not fits or q.shape[3] not in (16, 32, 64, 128):
         raise ValueError([tuple(x.shape) for x in (q, k, v)])
     if {q.dtype, k.dtype, v.dtype} not in ({torch.float32}, {torch.float16}, {torch.bfloat16}):
