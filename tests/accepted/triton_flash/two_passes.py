@@ -1,5 +1,5 @@
-"""One program for a whole head, which loops over its queries itself; block pointers; two passes over the keys, for
-the maximum and for the average, so that nothing is ever rescaled; tiles that are no squares; δ in the kernels."""
+"""One program for a whole head, which loops over its queries itself; two passes over the keys, for the maximum and
+for the average, so that nothing is ever rescaled; tiles that are no squares; δ in the kernels."""
 
 import torch
 import triton
@@ -9,19 +9,20 @@ FOREVER = 1 << 30
 
 
 @triton.jit
-def tile(base, time, dim, T, start, D: tl.constexpr, N: tl.constexpr):
-    return tl.make_block_ptr(base, (T, D), (time, dim), (start, 0), (N, D), (1, 0))
+def places(base, time, dim, start, D: tl.constexpr, N: tl.constexpr):
+    return base + (start + tl.arange(0, N))[:, None] * time + tl.arange(0, D)[None, :] * dim
 
 
 @triton.jit
 def get(base, time, dim, T, start, D: tl.constexpr, N: tl.constexpr):
-    return tl.load(tile(base, time, dim, T, start, D, N), boundary_check=(0,), padding_option="zero")
+    there = (start + tl.arange(0, N) < T)[:, None]
+    return tl.load(places(base, time, dim, start, D, N), mask=there, other=0.0)
 
 
 @triton.jit
 def put(value, base, time, dim, T, start, D: tl.constexpr, N: tl.constexpr):
-    value = value.to(base.dtype.element_ty)
-    tl.store(tile(base, time, dim, T, start, D, N), value, boundary_check=(0,))
+    there = (start + tl.arange(0, N) < T)[:, None]
+    tl.store(places(base, time, dim, start, D, N), value.to(base.dtype.element_ty), mask=there)
 
 
 @triton.jit
