@@ -19,7 +19,9 @@ from dojo.check import try_mistake
 from dojo.judge.client import Judge
 from dojo.mistake import Mistake, mistakes, wrong_source
 from dojo.mutants import Mutant, mutants
+from dojo.places import room_file
 from dojo.record import in_parallel, put_down, read_page, said
+from dojo.verdict import IN_WORDS, Verdict
 
 # --- mistakes × claims ----------------------------------------------------------------------------------
 
@@ -107,13 +109,13 @@ def _mutation(kata: str, again: bool) -> Iterator[str]:
     these = f"mutants {hashlib.sha256(repr(changes).encode()).hexdigest()[:8]}"
     before = read_page(kata)
     due = [m for m in every if _change(m) in before] if again and these in before else every
-    known = {(before, after): why for before, after, why in equivalent(kata)}
+    lines = room_file("reference", kata).read_text(encoding="utf-8").splitlines()
     refused, same = len(every) - len(due), 0
     for mutant, passed in in_parallel(lambda judge, m: (m, _passes(kata, m, judge)), due):
         if not passed:
             refused += 1
             continue
-        why = known.get((mutant.before, mutant.after))
+        why = _why_equivalent(kata, mutant, lines[mutant.line - 1])
         same += why is not None
         fate = f"equivalent ({why})" if why else "survives"
         yield said(f"  {fate}, line {mutant.line}: {_change(mutant)}")
@@ -128,9 +130,15 @@ def _change(mutant: Mutant) -> str:
     return f"{_short(mutant.before)}  →  {_short(mutant.after)}"
 
 
-def equivalent(kata: str) -> tuple[tuple[str, str, str], ...]:
-    """Mutants that a person found to do the same as the reference: what stood there, what stands there, why."""
-    return getattr(importlib.import_module(f"mistakes.{kata}"), "EQUIVALENT", ())
+def _why_equivalent(kata: str, mutant: Mutant, line: str) -> str | None:
+    """Why a person found that a mutant does the same as the reference; None if nobody did.
+
+    ``EQUIVALENT`` in ``mistakes/NAME.py`` holds what stood there, what stands there, why, and where that alone
+    would say too little (``0``, ``1``) a piece of the line."""
+    for before, after, why, *where in getattr(importlib.import_module(f"mistakes.{kata}"), "EQUIVALENT", ()):
+        if (mutant.before, mutant.after) == (before, after) and all(piece in line for piece in where):
+            return why
+    return None
 
 
 def _passes(kata: str, mutant: Mutant, judge: Judge) -> bool:
@@ -159,18 +167,30 @@ def ordinary(kata: str, count: int = 3) -> tuple[Mistake, ...]:
 
 def cards(katas: list[str], *, write: bool = False) -> int:
     """Print what a person sees first who makes one of three ordinary mistakes."""
+    from dojo.judge.likeness import known
+
     with Judge() as judge:
         for kata in katas:
-            lines = [line for mistake in ordinary(kata) for line in _card(kata, mistake, judge)]
+            known(
+                kata
+            )  # computed now, or the first of the mistakes might get its verdict before it has its name
+            lines = [said(line) for mistake in ordinary(kata) for line in _card(kata, mistake, judge)]
             if write:
                 put_down(kata, "cards", lines)
     return 0
 
 
 def _card(kata: str, mistake: Mistake, judge: Judge) -> Iterator[str]:
-    path = Path(f"practice/{kata}.py")
-    verdict = judge.judge(kata, path, wrong_source(kata, mistake), seed=1, without=(mistake.name,)).verdict
-    yield said(f"{kata}, where {mistake.says}:")
-    for line in plain.card(verdict.cards[0], verdict, catalogue.brief(kata)):
-        yield said(line)
-    yield said("")
+    source = wrong_source(kata, mistake)
+    verdict = judge.judge(kata, Path(f"practice/{kata}.py"), source, seed=1).verdict
+    yield from first_card(kata, mistake, verdict)
+
+
+def first_card(kata: str, mistake: Mistake, verdict: Verdict) -> Iterator[str]:
+    """The first card of a verdict on a mistake, under a line that says which; an end without a card, in words."""
+    yield f"{kata}, where {mistake.says}:"
+    if verdict.cards:
+        yield from plain.card(verdict.cards[0], verdict, catalogue.brief(kata))
+    else:
+        yield plain.wrapped(f"{IN_WORDS[verdict.outcome]}: {verdict.message}", "  ")
+    yield ""

@@ -1009,3 +1009,34 @@ MISTAKES = (
         ),
     ),
 )
+
+HALF = "a float32 row stays what it is"
+EQUIVALENT = (
+    (
+        "torch.rand(len(draft), generator=generator, dtype=target.dtype, device=target.device)",
+        "torch.rand(len(draft), generator=generator, device=target.device)",
+        "the statement lets the uniform numbers be float32",
+    ),
+    (
+        "torch.rand(len(draft), generator=generator, dtype=target.dtype, device=target.device)",
+        "torch.rand(len(draft), generator=generator, dtype=target.dtype)",
+        "on the CPU, where the claims run, that is the device",
+    ),
+    ("x.itemsize < 4", "x.itemsize <= 4", HALF),
+    ("4", "5", HALF, "x.itemsize"),
+    ("0", "-1", "one column is gathered, the first and the last", "gather(1, draft_tokens"),
+    ("0", "-1", "the drafts have one dimension", "cumprod(0)"),
+    ("0", "-1", "range(0) is empty, and max of nothing raises ValueError by itself", "not cost >= 0"),
+    ("-1", "+1", "the rows have two dimensions: the last one is dimension 1", "rows.sum(-1)"),
+    (
+        "uniform < wanted / offered",
+        "uniform <= wanted / offered",
+        "they differ only where a uniform number is the ratio to the last bit",
+    ),
+    (
+        "(rows.sum(-1) - 1).abs() <= 0.01",
+        "(rows.sum(-1) - 1).abs() < 0.01",
+        "they differ only where a sum is off by 0.01 to the last bit",
+    ),
+)
+"""Mutants that do the same as the reference, with the reason."""

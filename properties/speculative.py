@@ -1001,8 +1001,10 @@ def test_bad_arguments_of_the_loop_are_refused(subject, case, by):
         f"k is {-by}": {"k": -by},
         f"max_new_tokens is {-1 - by}": {"max_new_tokens": -1 - by},
     }.items():
-        wrong = replace(case, **({"max_new_tokens": 1 + case.max_new_tokens} | change))
-        refuses(ValueError, lambda wrong=wrong: wrong.on(subject), because=because)
+        # Once with tokens to come and once without: the round that k would fail in may never begin.
+        for count in (1 + case.max_new_tokens, 0):
+            wrong = replace(case, **({"max_new_tokens": count} | change))
+            refuses(ValueError, lambda wrong=wrong: wrong.on(subject), because=because)
 
 
 def with_models(subject, case):
