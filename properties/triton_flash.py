@@ -765,26 +765,35 @@ def probes(subject):
         above = placed(waves(*out.shape, step=3.1), "heads last")
         return [g.cpu() for g in torch.autograd.grad(out, leaves, above)]
 
+    def slopes_of_many():
+        half = grown(32, torch.float16) // 2
+        above = torch.tensor([8000.0, 16000 / half - 8000], device=device()).repeat_interleave(half)
+        leaves = [torch.zeros(1, 1, n, 16, device=device()).half().requires_grad_() for n in (2 * half, 1, 1)]
+        out = subject.triton_flash(*leaves)
+        return [g.cpu() for g in gradients(out, leaves, above[:, None].expand(out.shape).half().contiguous())]
+
     def measured(backward):
         def call():
-            case = noise_case(1, 66, 66)
+            case = noise_case(1, 65, 65)
             leaves = leaves_of(case) if backward else [case.q, case.k, case.v]
+            kept = 0
             with Work(*leaves) as work:
                 out = subject.triton_flash(*leaves)
-                gc.collect()
-                kept = work.alive(out)
-                gradients(out, leaves) if backward else None
-            return [work.largest > 4224, kept > 256, kept > 1200]
+                if backward:
+                    gc.collect()
+                    kept = work.alive(out)
+                    gradients(out, leaves)
+            return [work.largest > 4160, kept > 256, kept > 1200]
 
         return call
 
-    def far(window):
+    def far(queries, keys, window, nan):
+        """The first row, with a NaN far from what it sees."""
+
         def call():
-            case = noise_case(1, 40, 40)
-            case.v[:, :, 0 if window else -1] = torch.nan
-            return subject.triton_flash(case.q, case.k, case.v, causal=True, window=window).cpu()[
-                :, :, 38 if window else 0
-            ]
+            case = noise_case(1, queries, keys)
+            case.v[:, :, nan] = torch.nan
+            return subject.triton_flash(case.q, case.k, case.v, causal=True, window=window)[:, :, 0].cpu()
 
         return call
 
@@ -804,6 +813,7 @@ def probes(subject):
                 for x in (q * 0, torch.zeros_like(k.repeat(1, 1, 5, 1)), v.repeat(1, 1, 5, 1) * 0 + 1000)
             )
         ),
+        "fp16, gradients of many": slopes_of_many,
         "fp16, gradients": slopes(q.half(), few[0].half(), few[1].half()),
         "causal": run(k, k.flip(2), v, causal=True),
         "causal, more keys": run(q, k, v, causal=True),
@@ -829,10 +839,15 @@ def probes(subject):
         "groups, gradients": slopes(heads, *pair),
         "window 2": run(k, k.flip(2), v, causal=True, window=2),
         "window 2, gradients": slopes(k, k.flip(2), v, causal=True, window=2),
+        "window 2, gradients, several blocks": slopes(
+            *(waves(1, 1, grown(n, torch.float32), 16, step=x) for n, x in ((34, 1.7), (36, 2.3), (36, 0.9))),
+            causal=True,
+            window=2,
+        ),
         "window 0": run(q, *few, causal=True, window=0),
         "head_dim 8": run(*[waves(1, 1, 3, 8)] * 3),
-        "far in the future": far(None),
-        "far before the window": far(2),
+        "far in the future": far(70, 70, None, -1),
+        "far before the window": far(2, 160, 2, 0),
         "made": measured(False),
         "made by backward": measured(True),
     }
