@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, settings
 
 from dojo import catalogue
 
+# Read by torch when it is first imported: two threads for small tensors lose far more than they gain.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Read by Triton when it is first imported, which torch's compiler does as well: without a GPU, interpret.
 if not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
