@@ -10,6 +10,7 @@ after every tenth time, since failures leave by other doors than passes. Exit co
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -57,6 +58,13 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=50, help="verdicts a kata (default 50)")
     asked = parser.parse_args()
     katas = asked.katas or [name for name in CORE if name in catalogue.here()]
+    with tempfile.TemporaryDirectory() as own:  # so that what others put beside it is not counted
+        os.environ["TMPDIR"] = tempfile.tempdir = own
+        return measure(katas, asked.times)
+
+
+def measure(katas: list[str], times: int) -> int:
+    """Judge each kata so often, print the state before and after, and return 1 if anything has grown."""
     grown = False
     with Judge() as judge:
         judge.wait()
@@ -66,14 +74,14 @@ def main() -> int:
         for kata in katas:
             judged(judge, kata, 1)  # what is loaded once
             before, started = State.of(process), time.monotonic()
-            judged(judge, kata, asked.times)
+            judged(judge, kata, times)
             after = State.of(process)
             for when, state in (("before", before), ("after", after)):
                 print(
                     f"{kata if when == 'before' else '':<22}{when:<8}"
                     + "".join(f"{n:>12}" for n in astuple(state))
                 )
-            print(f"{'':<22}{asked.times} times in {time.monotonic() - started:.0f} s", flush=True)
+            print(f"{'':<22}{times} times in {time.monotonic() - started:.0f} s", flush=True)
             grown |= has_grown(before, after)
     print("something was left behind" if grown else "nothing was left behind")
     return 1 if grown else 0
