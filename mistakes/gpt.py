@@ -183,6 +183,13 @@ MISTAKES = (
         "test_sizes_and_texts_that_do_not_fit_are_refused",
         change=(("if min(sizes) < 1 or d_model % n_heads:", "if min(sizes) < 1:"),),
     ),
+    Mistake(
+        "sizes-below-zero",
+        "a size of 0 is refused and one below it is not",
+        "A size that is falsy is no size.",
+        "test_sizes_and_texts_that_do_not_fit_are_refused",
+        change=(("if min(sizes) < 1 or", "if not all(sizes) or"),),
+    ),
     # --- mask ---
     Mistake(
         "mask-lets-the-next-token-through",
@@ -218,6 +225,13 @@ MISTAKES = (
         "exp(−100) is nothing.",
         "test_large_scores_change_nothing",
         change=(('float("-inf")', "-100.0"),),
+    ),
+    Mistake(
+        "mask-fills-minus-10000",
+        "hidden scores are −10000, which is not small where all scores are smaller still",
+        "exp(−10000) is nothing, and fits into float16.",
+        "test_large_scores_change_nothing",
+        change=((SOFTMAX, "F.softmax(scores.masked_fill(~past, -1e4), dim=-1)"),),
     ),
     Mistake(
         "mask-ends-after-64",
@@ -453,6 +467,26 @@ MISTAKES = (
         "test_token_and_position_embeddings_are_added",
         change=(("return self.norm(x)", "return x"),),
     ),
+    Mistake(
+        "eps-of-another-norm",
+        "the norms' eps is 1e-6, not 1e-5",
+        "Some small number.",
+        "test_token_and_position_embeddings_are_added",
+        change=(
+            (
+                "        self.norm1 = nn.LayerNorm(d_model)\n",
+                "        self.norm1 = nn.LayerNorm(d_model, eps=1e-6)\n",
+            ),
+            (
+                "        self.norm2 = nn.LayerNorm(d_model)\n",
+                "        self.norm2 = nn.LayerNorm(d_model, eps=1e-6)\n",
+            ),
+            (
+                "        self.norm = nn.LayerNorm(d_model)\n",
+                "        self.norm = nn.LayerNorm(d_model, eps=1e-6)\n",
+            ),
+        ),
+    ),
     # --- loss ---
     Mistake(
         "no-shift",
@@ -581,6 +615,51 @@ MISTAKES = (
         change=((OPTIMISER, "torch.optim.Adam(model.parameters(), lr=lr)"),),
     ),
     Mistake(
+        "betas-of-large-models",
+        "AdamW's betas are (0.9, 0.95), as large models have them, and not its defaults",
+        "GPT-3 was trained like that.",
+        "test_steps_follow_one_another",
+        change=((OPTIMISER, "torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95))"),),
+    ),
+    Mistake(
+        "matrices-alone-decay",
+        "biases and norms are in a group without weight decay; AdamW with its defaults decays all",
+        "Biases should not decay.",
+        "test_the_first_step_is_one_of_adamw",
+        change=(
+            (
+                OPTIMISER,
+                "torch.optim.AdamW([{'params': [p for p in model.parameters() if p.dim() > 1]}, "
+                "{'params': [p for p in model.parameters() if p.dim() < 2], 'weight_decay': 0.0}], lr=lr)",
+            ),
+        ),
+    ),
+    Mistake(
+        "lr-falls-along-a-cosine",
+        "the learning rate falls from step to step",
+        "Every training loop has a schedule.",
+        "test_steps_follow_one_another",
+        change=(
+            (
+                "    losses = []\n",
+                "    losses = []\n    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))\n",
+            ),
+            ("        optimiser.step()\n", "        optimiser.step()\n        schedule.step()\n"),
+        ),
+    ),
+    Mistake(
+        "stops-when-learned",
+        "training ends early once the loss is small, with fewer losses than steps",
+        "There is nothing more to learn.",
+        "test_losses_are_those_before_each_step",
+        change=(
+            (
+                "        losses.append(value.item())\n",
+                "        losses.append(value.item())\n        if losses[-1] < 1e-3:\n            break\n",
+            ),
+        ),
+    ),
+    Mistake(
         "only-blocks-are-trained",
         "the optimiser is given the blocks alone: embeddings and the last norm never learn",
         "The blocks are the model.",
@@ -593,6 +672,30 @@ MISTAKES = (
         "Adam divides by the gradient's size anyway.",
         "test_gradients_are_clipped_to_norm_one",
         change=((CLIP, ""),),
+    ),
+    Mistake(
+        "clipped-in-the-first-step-only",
+        "parameters() is kept in a variable and is used up by the first step: later gradients are not clipped",
+        "parameters() is a list.",
+        "test_gradients_are_clipped_to_norm_one",
+        change=(
+            ("    losses = []\n", "    losses = []\n    parameters = model.parameters()\n"),
+            ("clip_grad_norm_(model.parameters(), max_norm", "clip_grad_norm_(parameters, max_norm"),
+        ),
+    ),
+    Mistake(
+        "small-gradients-made-larger",
+        "gradients are scaled to norm 1 even if they are smaller",
+        "Clipping to norm 1 gives norm 1.",
+        "test_steps_follow_one_another",
+        change=(
+            (
+                CLIP,
+                "        grads = [p.grad for p in model.parameters() if p.grad is not None]\n"
+                "        norm = torch.stack([g.norm() for g in grads]).norm()\n"
+                "        for g in grads:\n            g /= norm\n",
+            ),
+        ),
     ),
     Mistake(
         "clipped-by-value",
@@ -722,6 +825,40 @@ MISTAKES = (
             ("@torch.no_grad()\ndef generate(\n", "def generate(\n"),
         ),
     ),
+    Mistake(
+        "model-left-frozen",
+        "generation sets requires_grad to False, and the model cannot be trained any more",
+        "No gradients are needed here.",
+        "test_generation_continues_the_text_and_leaves_the_model",
+        change=(
+            (
+                "    _check(ids, count, temperature)\n    for _ in range(count):\n",
+                "    _check(ids, count, temperature)\n    model.requires_grad_(False)\n    for _ in range(count):\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "model-left-evaluating",
+        "generation puts the model into eval mode and leaves it there",
+        "Inference wants eval().",
+        "test_generation_continues_the_text_and_leaves_the_model",
+        change=(
+            (
+                "    _check(ids, count, temperature)\n    for _ in range(count):\n",
+                "    _check(ids, count, temperature)\n    model.eval()\n    for _ in range(count):\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "never-quite-zero",
+        "temperature 0 is taken for a small number, at which tokens almost as likely are drawn too",
+        "It must not be divided by zero.",
+        "test_greedy_generation_takes_the_likeliest_token",
+        change=(
+            ("if generator is None or temperature == 0:", "if generator is None:"),
+            ("F.softmax(logits / temperature,", "F.softmax(logits / max(temperature, 1e-5),"),
+        ),
+    ),
     # --- part 2: the cache ---
     Mistake(
         "positions-start-again",
@@ -780,6 +917,31 @@ MISTAKES = (
         change=(("if not start < end <= model.context:", "if not 0 < end - start <= model.context:"),),
     ),
     Mistake(
+        "no-new-token-read",
+        "no new token is refused without a cache, and not with one",
+        "Something has been read.",
+        "test_the_context_bounds_the_cache",
+        change=(("if not start < end <= model.context:", "if not 1 <= end <= model.context:"),),
+    ),
+    Mistake(
+        "last-place-never-cached",
+        "the cache is full one token before the context is",
+        "There must be room for the next one.",
+        "test_the_context_bounds_the_cache",
+        change=(
+            ("if not start < end <= model.context:", "if not start < end <= model.context - (start > 0):"),
+        ),
+    ),
+    Mistake(
+        "window-slides-one-early",
+        "a text that just fills the context is read anew",
+        "A full window slides.",
+        "test_no_token_is_read_twice",
+        change=(
+            ("        if ids.shape[1] > model.context:\n", "        if ids.shape[1] >= model.context:\n"),
+        ),
+    ),
+    Mistake(
         "keys-slide-along",
         "when the window slides, old keys are kept though their tokens are at other positions now",
         "Drop the oldest key and go on.",
@@ -821,6 +983,31 @@ MISTAKES = (
         "The checks stand in generate.",
         "test_cached_generation_refuses_what_generation_refuses",
         change=(("    _check(ids, count, temperature)\n    unread", "    unread"),),
+    ),
+    Mistake(
+        "model-left-evaluating-by-the-cache",
+        "generate_cached puts the model into eval mode and leaves it there",
+        "Inference wants eval().",
+        "test_cached_generation_leaves_the_model",
+        change=(
+            (
+                "    _check(ids, count, temperature)\n    unread",
+                "    _check(ids, count, temperature)\n    model.eval()\n    unread",
+            ),
+        ),
+    ),
+    Mistake(
+        "gradients-switched-off-by-the-cache",
+        "generate_cached switches gradients off for good",
+        "set_grad_enabled(False) is what no_grad does.",
+        "test_cached_generation_leaves_the_model",
+        change=(
+            ("@torch.no_grad()\ndef generate_cached(\n", "def generate_cached(\n"),
+            (
+                "    _check(ids, count, temperature)\n    unread",
+                "    _check(ids, count, temperature)\n    torch.set_grad_enabled(False)\n    unread",
+            ),
+        ),
     ),
     # --- part 3: the classifier ---
     Mistake(
@@ -887,6 +1074,13 @@ MISTAKES = (
         "test_lengths_that_do_not_fit_are_refused",
         change=(("((lengths < 1) | (lengths > time)).any()", "(lengths > time).any()"),),
     ),
+    Mistake(
+        "length-below-zero",
+        "length 0 is refused and lengths below it are not, which count from the end",
+        "Zero is the one that goes wrong.",
+        "test_lengths_that_do_not_fit_are_refused",
+        change=(("((lengths < 1) | (lengths > time)).any()", "((lengths == 0) | (lengths > time)).any()"),),
+    ),
 )
 
 _PLACES = {
@@ -901,7 +1095,7 @@ _PLACES = {
     ),
     "mask": (
         "mask-lets-the-next-token-through", "mask-upside-down", "mask-inverted", "mask-fills-1e-9",
-        "mask-fills-minus-100", "mask-after-softmax", "softmax-over-queries", "mask-ends-after-64",
+        "mask-fills-minus-100", "mask-fills-minus-10000", "mask-after-softmax", "softmax-over-queries", "mask-ends-after-64",
         "exp-without-the-maximum",
     ),
     "scores": ("no-scale", "root-of-d-model", "root-of-time"),
@@ -912,7 +1106,7 @@ _PLACES = {
     ),
     "layers": (
         "one-block-repeated", "blocks-in-a-plain-list", "blocks-without-effect", "last-row-alone-in-eval",
-        "heads-not-checked",
+        "heads-not-checked", "sizes-below-zero",
     ),
     "residual": (
         "no-residual-around-attention", "no-residual-around-mlp", "residual-of-the-normed", "post-norm",
@@ -925,13 +1119,16 @@ _PLACES = {
     "optimiser": (
         "gradients-never-zeroed", "zeroed-before-the-step", "zeroed-after-the-step-only",
         "optimiser-made-in-the-loop", "lr-ignored", "adam-without-decay", "only-blocks-are-trained",
-        "not-clipped", "clipped-by-value", "loss-after-the-step",
+        "not-clipped", "clipped-by-value", "loss-after-the-step", "betas-of-large-models", "matrices-alone-decay",
+        "lr-falls-along-a-cosine", "stops-when-learned", "clipped-in-the-first-step-only",
+        "small-gradients-made-larger",
     ),
     "sampling": (
         "first-row-read", "first-context-tokens", "window-one-short", "new-tokens-never-read",
         "greedy-only-at-zero", "temperature-multiplied", "temperature-ignored", "softmax-over-the-batch",
         "drawn-from-global-state", "drawn-from-the-first-text", "fifty-likeliest-only",
-        "temperature-not-checked", "gradients-left-switched-off",
+        "temperature-not-checked", "gradients-left-switched-off", "model-left-frozen", "model-left-evaluating",
+        "never-quite-zero",
     ),
 }  # fmt: skip
 

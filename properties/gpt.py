@@ -300,6 +300,7 @@ def next_id(case, row, place):
 
 
 # --- models of our own ---------------------------------------------------------------------------
+# Their logits are contiguous, as those of a linear layer are: a view of them is right.
 
 
 class Says(nn.Module):
@@ -310,7 +311,7 @@ class Says(nn.Module):
         self.logits, self.context = nn.Parameter(logits.clone()), logits.shape[1]
 
     def forward(self, ids):
-        return self.logits[: ids.shape[0], : ids.shape[1]]
+        return self.logits[: ids.shape[0], : ids.shape[1]].contiguous()
 
 
 class Bigram(nn.Module):
@@ -323,7 +324,7 @@ class Bigram(nn.Module):
         self.unused = nn.Parameter(torch.ones(2, dtype=table.dtype))
 
     def forward(self, ids):
-        return self.gain * self.table[ids] + self.bias
+        return (self.gain * self.table[ids] + self.bias).contiguous()
 
 
 class Rule(nn.Module):
@@ -340,7 +341,7 @@ class Rule(nn.Module):
             f"the model was shown {time} tokens, its context is {self.context}",
             got=ids,
         )
-        return self.rule[((torch.arange(time) + 1) * (ids + 1)).cumsum(1) % len(self.rule)]
+        return self.rule[((torch.arange(time) + 1) * (ids + 1)).cumsum(1) % len(self.rule)].contiguous()
 
 
 def asked(subject, case, model=None, **more):
@@ -608,18 +609,19 @@ def test_the_mlp_equals_its_definition(subject, case):
 
 
 @examples(quick=2, full=10)
-@given(case=cases(time=MANY), sign=st.sampled_from((-1, 1)))
-def test_large_scores_change_nothing(subject, case, sign):
-    """What is added to all scores of a query alike drops out, be it +900 or −900 times the root of head_dim.
+@given(case=cases(time=MANY), sign=st.sampled_from((-1, 1)), reach=st.sampled_from((30, 120)))
+def test_large_scores_change_nothing(subject, case, sign, reach):
+    """What is added to all scores of a query alike drops out, be it 900 or 14400 times the root of head_dim, up or
+    down.
 
-    Catches exp without the maximum taken off, which overflows, and a mask that is a mere −100."""
+    Catches exp without the maximum taken off, which overflows, and a mask that is a mere −100 or −10000."""
     found = without(weights(case), "mlp")
     d = case.d_model
-    found["blocks.0.attn.qkv.bias"][:d] += 30
-    found["blocks.0.attn.qkv.bias"][d : 2 * d] += 30 * sign
+    found["blocks.0.attn.qkv.bias"][:d] += reach
+    found["blocks.0.attn.qkv.bias"][d : 2 * d] += reach * sign
     want = true_logits(case, found)
     # A score of 900 is a sum of terms of 900, and its rounding error is that much larger.
-    size = 900 * (1 + want.abs().max())
+    size = reach**2 * (1 + want.abs().max())
     got = built(subject, case, found)(case.ids)
     assert_close(got, want, dtype=case.dtype, steps=ROUNDINGS, magnitude=size, name="the tensor of logits")
 
@@ -685,14 +687,14 @@ def test_gradients_equal_the_definition(subject, case):
 
 
 @examples(quick=3, full=20)
-@given(case=cases(), at=st.integers(0, 4))
-def test_sizes_and_texts_that_do_not_fit_are_refused(subject, case, at):
+@given(case=cases(), at=st.integers(0, 4), size=st.sampled_from((0, -1)))
+def test_sizes_and_texts_that_do_not_fit_are_refused(subject, case, at, size):
     """ValueError for a size below one, heads that do not divide d_model, and a text that does not fit.
 
     Catches a context that bounds nothing, rounding in d_model // n_heads, and −1 read as the last token."""
     sizes = list(case.sizes)
-    sizes[at] = 0
-    refuses(ValueError, lambda: subject.GPT(*sizes), because=f"a size in {sizes} is 0")
+    sizes[at] = size
+    refuses(ValueError, lambda: subject.GPT(*sizes), because=f"a size in {sizes} is {size}")
     V, C, d, _, L = case.sizes
     refuses(
         ValueError, lambda: subject.GPT(V, C, d * 3, d * 2, L), because=f"{d * 2} heads do not divide {d * 3}"
@@ -799,7 +801,8 @@ def test_gradients_are_clipped_to_norm_one(subject, case):
 def test_losses_are_those_before_each_step(subject, case):
     """The list holds one number a step: the loss that its gradient was taken of. No steps change nothing.
 
-    Catches the loss after the step, one step too many or too few, and tensors that keep their graphs alive."""
+    Catches the loss after the step, one step too many or too few, training that stops once the loss is small, and
+    tensors that keep their graphs alive."""
     losses, _ = trained(subject, case)
     wrong = [type(x).__name__ for x in losses if not isinstance(x, float)]
     assert_equal(wrong, [], "the types of losses that are not float")
@@ -809,6 +812,9 @@ def test_losses_are_those_before_each_step(subject, case):
     got = torch.tensor(losses, dtype=torch.float64)
     want = torch.tensor(want, dtype=torch.float64)
     assert_close(got, want, dtype=torch.float64, magnitude=slack * 30, name="the list of losses")
+    known = Bigram(torch.tensor([[0.0, 14.0], [14.0, 0.0]], dtype=torch.float64))
+    losses = subject.train(known, torch.tensor([[0, 1, 0]]), steps=case.steps, lr=case.lr)
+    assert_equal(len(losses), case.steps, "the number of losses, of a text that is known from the start")
 
 
 @examples(quick=3, full=15)
@@ -857,9 +863,11 @@ def test_every_parameter_of_the_model_learns(subject, case):
 def test_generation_continues_the_text_and_leaves_the_model(subject, case, draws, training):
     """The result is the text that came in and ``count`` more tokens; model and text are as before.
 
-    Catches results without the text, one token too many or too few, and a model left in another mode
-    or gradients left switched off."""
+    Catches results without the text, one token too many or too few, and a model left in another mode, frozen,
+    or with gradients switched off."""
     model, before = Rule(case.rule, case.context).train(training), case.ids.clone()
+    slope = torch.ones_like(case.rule) if draws else None
+    model.rule.grad = slope
     got = asked(subject, case, model, generator=torch.Generator().manual_seed(1) if draws else None)
     batch, time = case.ids.shape
     assert_tensor(got, shape=(batch, time + case.count), dtype=torch.int64, name="the text")
@@ -867,9 +875,17 @@ def test_generation_continues_the_text_and_leaves_the_model(subject, case, draws
     known = bool(((got >= 0) & (got < case.rule.shape[1])).all())
     assert_true(known, "there are tokens outside of the vocabulary", got=got)
     untouched({"ids": before, "weights": case.rule}, {"ids": case.ids, "weights": model.rule})
-    assert_equal(model.training, training, "model.training")
+    assert_left(model, training)
+    assert_equal(model.rule.grad, slope, "the gradient of the model's weights")
+
+
+def assert_left(model, training):
+    """Generation leaves a model in its mode, and ready to be trained."""
+    modes = {m.training for m in model.modules()}
+    assert_equal(sorted(modes), [training], "model.training, of the model and its parts")
     assert_true(torch.is_grad_enabled(), "gradients are switched off after generation")
-    assert_equal(model.rule.grad, None, "the gradient of the model's weights")
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert_equal(frozen, [], "the parameters without a gradient after generation")
 
 
 @examples(quick=3, full=24)
@@ -878,10 +894,14 @@ def test_greedy_generation_takes_the_likeliest_token(subject, case, draws):
     """Without a generator, or at temperature 0, every new token is the likeliest after all those before it.
 
     Catches the row of the wrong place, new tokens that are never read, and a generator that is heard at
-    temperature 0."""
+    temperature 0, or at a temperature that is not quite 0 where the likeliest token is so by little."""
     if draws:
         case = replace(case, options={"temperature": 0.0, "generator": torch.Generator().manual_seed(1)})
     assert_equal(asked(subject, case), likeliest(case), "the greedy text")
+    ids = torch.tensor([[0], [1], [2]] * 3)
+    got = subject.generate(Bigram(CLOSE), ids, 4, **case.options)
+    want = (ids + torch.tensor([0, 2, 1, 0, 2])) % 3
+    assert_equal(got, want, "the text of tokens that are almost equally likely")
 
 
 @examples(quick=3, full=24)
@@ -892,6 +912,9 @@ def test_the_model_sees_the_last_context_tokens(subject, case):
     Catches the first tokens in place of the last, one token too few, and a window that stops at the prompt."""
     assert_equal(asked(subject, case), likeliest(case), "the greedy text")
 
+
+CLOSE = torch.tensor([[0.0, 1.0, 2.0], [2.0, 0.0, 1.0], [1.0, 2.0, 0.0]], dtype=torch.float64) / 100000
+"""After each token the one before it is the likeliest, by little; after 0 it is the last."""
 
 ROWS = torch.tensor([[0.0, 2.0, -2.0], [-2.0, 0.0, 2.0], [1.0, -1.5, 0.0]], dtype=torch.float64)
 
@@ -1104,15 +1127,23 @@ def test_a_cache_can_be_continued_twice(subject, case, cuts):
 @examples(quick=3, full=20)
 @given(case=cases(time=MANY), cuts=st.integers(0, 31))
 def test_the_context_bounds_the_cache(subject, case, cuts):
-    """ValueError as soon as cached and new tokens outgrow the context; what just fits is read.
+    """ValueError as soon as cached and new tokens outgrow the context, and for no new token; what just fits is read,
+    after a refusal too.
 
-    Catches a bound on the new tokens alone."""
+    Catches a bound on the new tokens alone, and a cache that a refused piece has changed."""
     case = replace(case, context=case.ids.shape[1])
     model = built(subject, case)
     got, cache = read(subject, case, model, cut(case, cuts))
     agree(got, true_logits(case, weights(case)), case)
     refuses(ValueError, lambda: subject.extend(model, case.ids[:, :1], cache), because="the context is full")
     refuses(ValueError, lambda: subject.extend(model, case.ids[:, :0]), because="there is no token to read")
+    _, short = subject.extend(model, case.ids[:, :1])
+    refuses(
+        ValueError, lambda: subject.extend(model, case.ids[:, :0], short), because="there is no token to read"
+    )
+    refuses(ValueError, lambda: subject.extend(model, case.ids, short), because="one token is cached already")
+    got, _ = subject.extend(model, case.ids[:, 1:], short)
+    agree(got, true_logits(case, weights(case))[:, 1:], case)
 
 
 def assert_greedy(case, got, start):
@@ -1147,6 +1178,18 @@ def test_cached_generation_takes_the_likeliest_token(subject, case):
     assert_greedy(case, continued(subject, case, count), case.ids.shape[1])
 
 
+@examples(quick=2, full=12)
+@given(case=cases(layers=(1, 2), time=(1, 2, 3)), count=st.integers(1, 6), draws=st.booleans())
+def test_cached_generation_leaves_the_model(subject, case, count, draws):
+    """Model and text are as before generate_cached, as they are before generate.
+
+    Catches a model left in another mode, frozen, or with gradients switched off."""
+    model, before = built(subject, case), case.ids.clone()
+    continued(subject, case, count, generator=torch.Generator().manual_seed(1) if draws else None)
+    untouched({"ids": before} | weights(case), {"ids": case.ids} | dict(model.named_parameters()))
+    assert_left(model, case.training)
+
+
 @examples(quick=3, full=20)
 @given(case=cases(layers=(2, 1)), context=st.integers(1, 4), count=st.integers(1, 5))
 def test_cached_generation_goes_on_beyond_the_context(subject, case, context, count):
@@ -1167,6 +1210,7 @@ def test_cached_draws_are_the_uncached_ones(subject, case, count, temperature):
     Catches a temperature or a generator that is not handed on."""
     options = {} if temperature is None else {"temperature": temperature}
     case = replace(case, ids=case.ids[:1].repeat(8, 1))
+    built(subject, case)  # a model that has to be made first moves the global random state, as it may
     state = torch.random.get_rng_state()
     got = continued(subject, case, count, generator=torch.Generator().manual_seed(case.seed), **options)
     assert_true(torch.equal(torch.random.get_rng_state(), state), "the global random state was moved")
@@ -1354,7 +1398,7 @@ def test_lengths_that_do_not_fit_are_refused(subject, case):
     Catches length 0, which reads the last place of all, and one length for a whole batch."""
     case, head = case
     model, (batch, time) = classifier(subject, case, head), case.ids.shape
-    for bad in (0, time + 1):
+    for bad in (0, time + 1, -1):
         lengths = head.lengths.clone()
         lengths[-1] = bad
         refuses(
@@ -1471,10 +1515,10 @@ def probes(subject):
         found = any(p is weight for p in subject.Classifier(model, 2).parameters())
         return found, torch.equal(model(ids), before)
 
-    def large(sign):
+    def large(sign, reach=30):
         found = without(weights(one), "mlp")
-        found["blocks.0.attn.qkv.bias"][: one.d_model] += 30
-        found["blocks.0.attn.qkv.bias"][one.d_model : 2 * one.d_model] += 30 * sign
+        found["blocks.0.attn.qkv.bias"][: one.d_model] += reach
+        found["blocks.0.attn.qkv.bias"][one.d_model : 2 * one.d_model] += reach * sign
         return lambda: built(subject, one, found)(ids)
 
     def long():
@@ -1488,6 +1532,33 @@ def probes(subject):
     def scores_slope():
         model = classifier(subject, one, head)
         return gradients(model(ids, head.lengths), own(model, "gpt.token_embedding.weight"))
+
+    def work_to_the_end():
+        """Is each token read once until the context is full?"""
+        model = built(subject, one)
+        used, got = products(lambda: subject.generate_cached(model, ids[:, :1], 6))
+        return used <= products(lambda: model(got[:, :6]))[0] * 3 // 2
+
+    def left(call):
+        """The model after a text was generated: its mode, and what can be trained."""
+        model = built(subject, one)
+        call(model, ids[:, :2], 2)
+        return (
+            [m.training for m in model.modules()],
+            [p.requires_grad for p in model.parameters()],
+            torch.is_grad_enabled(),
+        )
+
+    def close():
+        """Tokens that are almost equally likely, at temperature 0."""
+        texts, generator = torch.tensor([[0], [1], [2]] * 3), torch.Generator().manual_seed(9)
+        got = subject.generate(Bigram(CLOSE), texts, 4, generator=generator, temperature=0.0)
+        return torch.equal(got, (texts + torch.tensor([0, 2, 1, 0, 2])) % 3)
+
+    def known():
+        """How many losses training gives on a text that is known from the start."""
+        model = Bigram(torch.tensor([[0.0, 14.0], [14.0, 0.0]], dtype=torch.float64))
+        return len(subject.train(model, torch.tensor([[0, 1, 0]]), steps=3, lr=0.1))
 
     def work():
         return products(lambda: subject.generate_cached(built(subject, one), ids[:, :1], 4))[0] > 12000
@@ -1547,6 +1618,7 @@ def probes(subject):
         "evaluating": logits(replace(one, training=False)),
         "large scores": large(1),
         "large negative scores": large(-1),
+        "larger negative scores": large(-1, 120),
         "long text": long,
         "gradients": slopes,
         "loss": lost,
@@ -1571,7 +1643,21 @@ def probes(subject):
         "cached": cached(one, 6, 1, 5),
         "cached, beyond": cached(case, 3, 2, 9),
         "cached, cold": cold,
+        "close at temperature 0": close,
+        "known from the start": known,
+        "left": lambda: left(subject.generate),
+        "left, cached": lambda: left(subject.generate_cached),
         "work": work,
+        "work, to the end": work_to_the_end,
+        "read to the end": lambda: read(
+            subject, replace(one, ids=ids.repeat(1, 2)[:, :6]), built(subject, one), [3, 3]
+        )[0],
+        "nothing new": refused(
+            lambda: subject.extend(
+                built(subject, one), ids[:, :0], subject.extend(built(subject, one), ids)[1]
+            )
+        ),
+        "size below 0": refused(lambda: subject.GPT(5, 6, 8, 2, -1)),
         "scores": lambda: classifier(subject, one, head)(ids, head.lengths),
         "shared": shared,
         "scores, gradients": scores_slope,
@@ -1580,6 +1666,7 @@ def probes(subject):
         "cache too long": refused(
             lambda: read(subject, replace(one, ids=ids.repeat(1, 2)), built(subject, one), [5, 2])
         ),
+        "length below 0": refused(lambda: classifier(subject, one, head)(ids, torch.tensor([-1, 5]))),
         "length 0": refused(lambda: classifier(subject, one, head)(ids, torch.tensor([0, 5]))),
         "temperature below 0": generated(subject.generate, temperature=-1.0),
         "temperature below 0, cached": generated(subject.generate_cached, temperature=-1.0),
