@@ -275,6 +275,25 @@ MISTAKES = (
         change=encoding('        return list(chunk.encode("utf-8"))\n'),
     ),
     Mistake(
+        "ids-are-floats",
+        "encode returns numbers that are no integers",
+        "numpy keeps integers integers, an empty array joined to them or not.",
+        "test_encode_merges_what_was_learned_first",
+        change=encoding(
+            '        ids = list(map(float, chunk.encode("utf-8")))\n        for pair, new in self._merged.items():\n            at = 0\n            while at + 1 < len(ids):\n                if (ids[at], ids[at + 1]) == pair:\n                    ids[at : at + 2] = [float(new)]\n                at += 1\n        return ids\n'
+        ),
+    ),
+    Mistake(
+        "two-bytes-never-merged",
+        "encode leaves a chunk of two ids as it is",
+        "One merge needs more than two ids.",
+        "test_encode_merges_what_was_learned_first",
+        change=encoding(
+            SHORT + "        if len(ids) < 3:\n            return ids\n"
+            "        for pair, new in self._merged.items():\n            at = 0\n            while at + 1 < len(ids) and len(ids) > 2:\n                if (ids[at], ids[at + 1]) == pair:\n                    ids[at : at + 2] = [new]\n                at += 1\n        return ids\n"
+        ),
+    ),
+    Mistake(
         "longest-match",
         "encode takes the longest token that fits, from the left",
         "A longer token is always the better one.",
@@ -494,6 +513,27 @@ MISTAKES = (
         "A byte is a character.",
         "test_decode_undoes_encode",
         change=(('.decode("utf-8", errors="replace")', '.decode("latin-1")'),),
+    ),
+    Mistake(
+        "decode-wants-a-list",
+        "decode fails for a tuple of ids",
+        "A sequence of ids is a list.",
+        "test_decode_joins_the_bytes_of_all_ids",
+        change=(
+            (
+                '        try:\n            return b"".join(',
+                '        ids = ids.copy()\n        try:\n            return b"".join(',
+            ),
+        ),
+    ),
+    Mistake(
+        "unknown-id-is-a-key-error",
+        "an id that does not exist raises KeyError",
+        "A look-up that fails is refusal enough.",
+        "test_unknown_ids_are_refused",
+        change=(
+            ('            raise ValueError(f"id {unknown}', '            raise KeyError(f"id {unknown}'),
+        ),
     ),
     Mistake(
         "negative-ids-wrap",
@@ -894,6 +934,109 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "special-ids-from-vocab-size",
+        "special tokens are counted from vocab_size, not from the ids that there are",
+        "Training always makes as many ids as it was asked for.",
+        "test_special_tokens_take_the_next_free_ids",
+        change=(
+            (
+                "        return cls(merges, pattern=pattern)\n\n    def encode",
+                "        tokenizer = cls(merges, pattern=pattern)\n        tokenizer._first = vocab_size\n        return tokenizer\n\n    def encode",
+            ),
+            (
+                "self.special_tokens[token] = new = len(self._bytes)",
+                'self.special_tokens[token] = new = getattr(self, "_first", 256 + len(self.merges)) + len(self.special_tokens)',
+            ),
+        ),
+    ),
+    Mistake(
+        "pattern-looks-back-at-the-token",
+        "behind a special token the pattern still sees it",
+        "finditer(text, start, end) is finditer(text[start:end]).",
+        "test_a_stretch_is_a_text_of_its_own",
+        change=(
+            (
+                "        for plain, special in zip_longest(pieces[::2], pieces[1::2]):\n            ids += self._encode_text(plain)\n",
+                "        end = 0\n        for plain, special in zip_longest(pieces[::2], pieces[1::2]):\n            end += len(plain)\n            ids += self._encode_text(text[:end], end - len(plain))\n            end += len(special or '')\n",
+            ),
+            (
+                "    def _encode_text(self, text: str) -> list[int]:\n        if self.pattern is None:\n            return self._encode_chunk(text)\n        return list(chain.from_iterable(map(self._chunk_ids.__getitem__, _chunks(text, self.pattern))))\n",
+                "    def _encode_text(self, text, start=0):\n        if self.pattern is None:\n            return self._encode_chunk(text[start:])\n        chunks, end = [], start\n        for match in re.compile(self.pattern).finditer(text, start):\n            chunks += text[end : match.start()], match[0]\n            end = match.end()\n        return list(chain.from_iterable(map(self._chunk_ids.__getitem__, [*chunks, text[end:]])))\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "no-tokens-refused",
+        "add_special_tokens with no tokens is refused",
+        "Nobody adds nothing.",
+        "test_special_tokens_may_come_at_any_time",
+        change=(
+            ('        if "" in tokens or len({', '        if not tokens or "" in tokens or len({'),
+            (
+                "        self.add_special_tokens(special_tokens)\n",
+                "        if special_tokens:\n            self.add_special_tokens(special_tokens)\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "tokens-must-be-a-list",
+        "add_special_tokens fails for a tuple of tokens",
+        "Every sequence can be added to a list.",
+        "test_special_tokens_may_come_at_any_time",
+        change=(
+            (
+                "        special_tokens: Sequence[str] = (),\n",
+                "        special_tokens: Sequence[str] = [],\n",
+            ),
+            (
+                "len({*self.special_tokens, *tokens}) <",
+                "len(set(list(self.special_tokens) + tokens)) <",
+            ),
+        ),
+    ),
+    Mistake(
+        "special-tokens-saved-in-lines",
+        "a special token with an unusual end of a line in it does not survive its file",
+        "Only \\\\n ends a line.",
+        "test_a_loaded_tokenizer_keeps_its_special_tokens",
+        change=(
+            (
+                '"special_tokens": list(self.special_tokens)',
+                '"special_tokens": ["".join(token.splitlines()) if "\\n" not in token else token for token in self.special_tokens]',
+            ),
+        ),
+    ),
+    Mistake(
+        "special-tokens-sorted-by-saving",
+        "the special tokens come back in the order of the alphabet, with other ids",
+        "A set of tokens is all that there is to save.",
+        "test_a_loaded_tokenizer_keeps_its_special_tokens",
+        change=(
+            ('"special_tokens": list(self.special_tokens)', '"special_tokens": sorted(self.special_tokens)'),
+        ),
+    ),
+    Mistake(
+        "special-tokens-of-a-default-argument",
+        "all tokenizers that were trained share one dict of special tokens",
+        "A default argument is made anew for each call.",
+        "test_special_tokens_belong_to_one_tokenizer",
+        change=(
+            ("        self.special_tokens: dict[str, int] = {}\n", "        self.special_tokens = shared\n"),
+            (
+                "        special_tokens: Sequence[str] = (),\n",
+                "        special_tokens: Sequence[str] = (),\n        shared={},\n",
+            ),
+            (
+                "        self.add_special_tokens(special_tokens)\n",
+                "        self.special_tokens.update((t, 256 + len(self.merges) + i) for i, t in enumerate(special_tokens))\n        for token, i in self.special_tokens.items():\n            self._bytes[i] = token.encode()\n",
+            ),
+            (
+                "            self.special_tokens[token] = new = len(self._bytes)\n",
+                "            self.special_tokens[token] = new = 256 + len(self.merges) + len(self.special_tokens)\n",
+            ),
+        ),
+    ),
+    Mistake(
         "special-tokens-not-saved",
         "save forgets the special tokens",
         "Special tokens are added after loading.",
@@ -1187,6 +1330,30 @@ MISTAKES = (
             (
                 "    for pair in merges:\n        words = [_join(word, pair) for word in words]\n    return list(chain.from_iterable(words))\n",
                 "    merges = [*reversed(merges)]\n    for at, word in enumerate(words):\n        while (pair := next((pair for pair in merges if pair in pairwise(word)), None)) is not None:\n            word = _join(word, pair)\n        words[at] = word\n    return list(chain.from_iterable(words))\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "backslash-in-the-replacement",
+        "the joined pair is a replacement of re.sub as it is, so a backslash in it means something else",
+        "Only the regex has to be escaped.",
+        "test_learning_ends_when_every_word_is_one_symbol",
+        change=(
+            (
+                "    joined: list[str] = []\n    at = 0\n",
+                '    regex = re.compile(r"(?<!\\S)" + re.escape(" ".join(pair)) + r"(?!\\S)")\n    return tuple(regex.sub("".join(pair), " ".join(word)).split(" "))\n    joined: list[str] = []\n    at = 0\n',
+            ),
+        ),
+    ),
+    Mistake(
+        "words-remembered-by-spelling",
+        "apply_bpe remembers words of an earlier call, although the merges are others now",
+        "A word always has the same symbols.",
+        "test_symbols_are_merged_in_the_order_learned",
+        change=(
+            (
+                "    for pair in merges:\n        words = [_join(word, pair) for word in words]\n    return list(chain.from_iterable(words))\n",
+                "    for word in words:\n        if word not in REMEMBERED:\n            symbols = word\n            for pair in merges:\n                symbols = _join(symbols, pair)\n            REMEMBERED[word] = symbols\n    return [symbol for word in words for symbol in REMEMBERED[word]]\n\n\nREMEMBERED = {}\n",
             ),
         ),
     ),

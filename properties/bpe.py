@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise, permutations
+from numbers import Integral
 from pathlib import Path
 
 from hypothesis import given
@@ -28,6 +29,9 @@ PATTERNS = (
     "a(?=b)|b+", "(?<=a)[ab]", "[^a\n]+", r"^\w|\w\w", "..",
 )  # fmt: skip
 """Some cover every text, others leave stretches between their matches; some have groups, or look around."""
+
+LOOKS_BACK = (r"^\w|\w\w", r"\bab|.", r"\Ba|b")
+"""Patterns whose matches depend on where the text begins."""
 
 READ_AS = (".+", "..", r"^.|b$", "A+|b", r"\w+", r"^\s|a$", r"(a)|(b)\s", r"\s+$|[^\S\n]")
 """Patterns that say something else with a flag set, or to re.findall."""
@@ -197,7 +201,7 @@ def segmentings(draw):
     return Segmenting(seen, draw(ROOM), unseen)
 
 
-LONG = (("abb", 1600, 4, None), ("abcdefgé ", 300, 100, None), ("aabbcde   ", 2000, 60, r"\w+|\s"))
+LONG = (("abb", 1600, 4, None), ("abcdefgé ", 600, 280, None), ("aabbcde   ", 2000, 60, r"\w+|\s"))
 """Letters, how many, and room for how many merges: large counts in a long chunk, many merges, many words."""
 
 
@@ -353,6 +357,9 @@ def merges_of(tokenizer):
 def ids_of(tokenizer, text, **more):
     ids = returned(lambda: tokenizer.encode(text, **more), "encode")
     assert_true(isinstance(ids, list), "encode gave no list", expected="a list of ids", got=ids)
+    assert_true(
+        all(isinstance(i, Integral) for i in ids), "an id is no integer", expected="a list of int", got=ids
+    )
     return ids
 
 
@@ -516,7 +523,7 @@ def test_decode_joins_the_bytes_of_all_ids(subject, case, choice):
     """Any list of ids decodes to the text of its joined bytes, with U+FFFD for what is not UTF-8.
 
     A character may be spread over several ids. Catches ids decoded one by one, errors that are raised or
-    left out, and text that is stripped."""
+    left out, text that is stripped, and ids that must be in a list where a tuple is a sequence as well."""
     tokenizer = train(subject, case)
     table = spelled(merges_of(tokenizer))
     # Mostly ids that the text's own bytes make, or the joined bytes would seldom be UTF-8.
@@ -527,6 +534,8 @@ def test_decode_joins_the_bytes_of_all_ids(subject, case, choice):
     got = returned(lambda: tokenizer.decode(ids), "decode")
     assert_true(isinstance(got, str) and got == want, f"decode({ids}) differs", expected=want, got=got)
     assert_equal(ids, before, "the list of ids afterwards")
+    got = returned(lambda: tokenizer.decode(tuple(ids)), "decode")
+    assert_true(got == want, f"decode({tuple(ids)}) differs", expected=want, got=got)
 
 
 @given(case=trainings(), beyond=st.integers(0, 3), at=st.integers(0, 2))
@@ -710,6 +719,22 @@ def test_an_allowed_special_token_is_one_id(subject, case):
 
 
 @given(case=specials())
+def test_a_stretch_is_a_text_of_its_own(subject, case):
+    """A stretch begins behind its special token as a text begins: the pattern sees nothing before it.
+
+    ^ matches there, and \\b takes the token for no letter. Catches matches looked for in the whole text, from
+    the end of the token on."""
+    for pattern in LOOKS_BACK:
+        tokenizer, tokens = with_tokens(
+            subject, replace(case, trained_on="ab ab aab" + case.trained_on, vocab_size=262, pattern=pattern)
+        )
+        text = "ab".join(("", *tokens, ""))
+        want = encoded_with(merges_of(tokenizer), text, pattern, tokens)
+        got = ids_of(tokenizer, text, allowed_special="all")
+        assert_equal(got, want, f"the ids of {text!r} with the pattern {pattern!r}")
+
+
+@given(case=specials())
 def test_a_special_token_that_is_not_allowed_is_text(subject, case):
     """Unless it is allowed, a special token in a text is encoded as if it were not special.
 
@@ -739,12 +764,17 @@ def test_decode_gives_special_tokens_back(subject, case):
 def test_special_tokens_may_come_at_any_time(subject, case):
     """A token that is added to a tokenizer in use is one id from then on, and decodes.
 
-    Catches a regex or a table of the tokens that is made once and kept."""
+    Catches a regex or a table of the tokens that is made once and kept, an empty list that is refused, and a
+    list that is asked for where a tuple is a sequence as well."""
     tokenizer = train(subject, case)
+    for none in ([], ()):
+        returned(lambda none=none: tokenizer.add_special_tokens(none), f"add_special_tokens({none})")
     merges, tokens = merges_of(tokenizer), {}
     text = "ab".join(case.tokens)
     for token in case.tokens:
-        returned(lambda token=token: tokenizer.add_special_tokens([token]), "add_special_tokens")
+        returned(
+            lambda token=token: tokenizer.add_special_tokens((token,)), f"add_special_tokens({(token,)})"
+        )
         tokens[token] = new = 256 + len(merges) + len(tokens)
         want = encoded_with(merges, text, case.pattern, tokens)
         assert_equal(ids_of(tokenizer, text, allowed_special="all"), want, f"the ids of {text!r}")
@@ -784,8 +814,9 @@ def test_special_tokens_belong_to_one_tokenizer(subject, case):
 def test_a_loaded_tokenizer_keeps_its_special_tokens(subject, case):
     """Saved and loaded, a tokenizer has the same special tokens under the same ids, and can be given more.
 
-    Catches tokens that are not saved, and a file that breaks at a token with a space or a line end."""
-    case.tokens.append(" two\nlines ")
+    Catches tokens that are not saved, and a file that breaks at a token with a space or a line end, of which
+    Unicode has many."""
+    case.tokens += [" two\nlines ", "\t,\r\u2028\x85\x00|\\\"'"]
     saved, tokens = with_tokens(subject, case)
     loaded = through_a_file(saved, subject.Tokenizer.load)
     assert_true(
@@ -1028,6 +1059,7 @@ def probes(subject):
         "merges, 255": lambda: merges("abc", 255),
         "merges, 256": lambda: merges("abc", 256),
         "ids, rank": lambda: ids("bcbcbcababcd", 262, None, "abcdabcbcdbcaabcd"),
+        "ids, from the left": lambda: ids("abcd abcd abcd bcd bcd bcd ab", 260, r"\w+", "abcd"),
         "ids, ties": lambda: ids(ties, 266, None, "abcdabcadbcabdca"),
         "ids, two letters": lambda: ids("abbabbbabaaaabbbb", 263, None, "abbbabbaaaaabba"),
         "ids, three letters": lambda: ids("bcbacbaaababccaa", 266, None, "aacaabaccbaaabcb"),
@@ -1047,6 +1079,8 @@ def probes(subject):
         "text, two halves": lambda: text(256, [0xC3, 0xA9]),
         "text, three thirds": lambda: text(256, [97, 0xE6, 0x97, 0xA5]),
         "text, four quarters": lambda: text(256, [0xF0, 0x9F, 0x99, 0x82, 97]),
+        "text, a tuple": lambda: text(256, (97, 98)),
+        "ids, int": lambda: [isinstance(i, Integral) for i in ids("ab", 257, None, "abc")],
         "text, white": lambda: text(256, [32, 97, 10]),
         "text, unknown": lambda: text(256, [97, 256]),
         "text, negative": lambda: text(257, [97, -1]),
@@ -1084,6 +1118,12 @@ def probes(subject):
         "special, between": lambda: special("all", "ab<x>cd", ["<x>"], seen="abcd" * 3),
         "special, white": lambda: special("all", "a <x> b", ["<x>"]),
         "special, pattern": lambda: special("all", "ab a b", ["b a"], pattern=r"\w+|\s"),
+        "special, at its own start": lambda: special("all", "<x>ab", ["<x>"], seen="ab" * 3, pattern=r"^\w|\w\w"),
+        "special, after a letter": lambda: special("all", "xab", ["x"], seen="ab ab", pattern=r"\bab|."),
+        "tokens, none": lambda: dict(tokens([], ["<x>"]).special_tokens),
+        "tokens, a tuple": lambda: dict(tokens(("<x>",)).special_tokens),
+        "tokens, little learned": lambda: dict(tokens(["<x>"], seen="ab", size=300).special_tokens),
+        "loaded, tokens with ends of lines": lambda: dict(file(tokens(["a\r", "b\u2028"])).special_tokens),
         "special, decoded": lambda: tokens(["<x>"]).decode([97, 260, 98]),
         "special, in broken bytes": lambda: tokens(["<x>"]).decode([0xF0, 260, 0x9F]),
         "words, the merges afterwards": merges_given,
@@ -1095,6 +1135,10 @@ def probes(subject):
         "words, negative": lambda: merges_learned(subject, "ab", -1),
         "words, dot": lambda: symbols_of(subject, "a.b axb", [("a", "."), ("a.", "b")]),
         "symbols": lambda: symbols_of(subject, "abcd aBc", [("b", "c"), ("a", "b"), ("bc", "d")]),
+        "symbols, other merges": lambda: [
+            symbols_of(subject, "ab", [("a", "b")]), symbols_of(subject, "ab", [("b", "</w>")])
+        ],
+        "words, backslash": lambda: merges_learned(subject, "\\1 \\1", 3),
         "symbols, unseen": lambda: symbols_of(subject, "xab\nab", [("a", "b")]),
         "words, prefixes": lambda: merges_learned(subject, "ab ab ab ab abc az", 3),
         "symbols, longest": lambda: symbols_of(subject, "abc", [("b", "c"), ("a", "b")]),
