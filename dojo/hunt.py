@@ -9,6 +9,7 @@ not say which mistake the file resembles: that is what the person is here to fin
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -19,6 +20,7 @@ import tokenize
 from collections.abc import Iterable, Iterator
 
 from dojo import catalogue
+from dojo.dead import without_dead
 from dojo.exercise import Exercise
 from dojo.mistake import DoesNotApply, Mistake, mistakes
 from dojo.places import room_file
@@ -26,6 +28,13 @@ from dojo.places import room_file
 MINUTES_A_BUG, MINUTES_TO_READ = 5, 5
 MOST_BUGS = 6
 WIDEST = 110
+ORDERS = 20
+"""In how many orders the mistakes are tried, until enough go together."""
+ODD = re.compile(
+    r"""\bFalse and\b|\bif (True|False)\b|^\s*pass$|\b0 \* |\* 0\b(?![.])|__dict__|__init__\(\)$"""
+    r"""|\b(has|get)attr\((self|table|ctx), |[.]stride\(-?\d\) =="""
+)
+"""What helps to keep a mistake small in the catalogue, and would give it away here."""
 
 
 class NoSuchHunt(ValueError):
@@ -42,21 +51,43 @@ def draw(kata: str, seed: int, bugs: int, *, subtle: bool = False) -> tuple[Mist
     every = sorted(_plantable(kata), key=lambda m: m.name)
     if subtle:
         every = sorted(every, key=lambda m: _size(source, m))[: max(len(every) // 2, bugs)]
-    chance.shuffle(every)
-    chosen: list[Mistake] = []
+    places: dict[str, list[Mistake]] = {}
     for mistake in every:
+        places.setdefault(_place(kata, mistake), []).append(mistake)
+    most = 0
+    for _ in range(ORDERS):
+        chosen = _together(kata, places, chance, bugs)
         if len(chosen) == bugs:
-            break
-        if {_place(kata, m) for m in chosen}.isdisjoint({_place(kata, mistake)}):
+            return tuple(chosen)
+        most = max(most, len(chosen))
+    raise NoSuchHunt(f"{kata} has room for {most} mistakes at once, {bugs} were asked for")
+
+
+def _together(kata: str, places: dict[str, list[Mistake]], chance: random.Random, bugs: int) -> list[Mistake]:
+    """As many as fit, up to ``bugs``: one from each place, and each place as likely as another."""
+    source, chosen = _reference(kata), []
+    for place in chance.sample(sorted(places), len(places)):
+        for mistake in chance.sample(places[place], len(places[place])):
+            if len(chosen) == bugs:
+                return chosen
             try:
-                source = mistake.plant(source)
-                ast.parse(source)
+                planted = mistake.plant(source)
+                if _betrays(kata, source, planted):
+                    continue
             except (DoesNotApply, SyntaxError):
                 continue
+            source = planted
             chosen.append(mistake)
-    if len(chosen) < bugs:
-        raise NoSuchHunt(f"{kata} has room for {len(chosen)} mistakes at once, {bugs} were asked for")
-    return tuple(chosen)
+            break
+    return chosen
+
+
+def _betrays(kata: str, before: str, after: str) -> bool:
+    """Does the change stand out in the text: by its width, or by code that nobody writes?"""
+    left = _left_to_write(kata)
+    known = set(plain(_unwritten(before, left)).splitlines())
+    new = [line for line in plain(_unwritten(after, left)).splitlines() if line not in known]
+    return any(len(line) > WIDEST or ODD.search(line) for line in new)
 
 
 def _plantable(kata: str) -> list[Mistake]:
@@ -92,31 +123,36 @@ def name_of(kata: str) -> str:
 
 
 def exercise(kata: str, planted: Iterable[str], seed: int | None) -> Exercise:
-    """The hunt for these mistakes."""
-    known = {m.name: m for m in mistakes(kata)}
-    chosen, source = [known[name] for name in planted], _reference(kata)
-    for mistake in chosen:
-        source = mistake.plant(source)
-    brief = catalogue.brief(kata)
-    count = f"{len(chosen)} bug{'s' * (len(chosen) > 1)}"
-    hunted = dataclasses.replace(
-        brief, title=f"Bug hunt: {brief.title}", hints=tuple(_hints(kata, chosen)),
-        minutes=MINUTES_TO_READ + MINUTES_A_BUG * len(chosen),
-    )  # fmt: skip
-    left = _left_to_write(kata)
-    judged = {"likeness": False} | ({"parts": 1} if left else {})
-    text = f'"""{_statement(kata, count, bool(left))}\n"""\n\n' + plain(_unwritten(source, left))
-    return Exercise(
-        kata, name_of(kata), text, hunted, f"hunt {kata}", judged, tuple(m.name for m in chosen),
-        tuple(m.says for m in chosen), seed,
-    )  # fmt: skip
+    """The hunt for these mistakes; without any, what follows a hunt: the same file, judged like any kata.
+
+    Mistakes of an open hunt that the catalogue has no more are passed over: they stand in the file already.
+    """
+    planted, source = tuple(planted), _reference(kata)
+    known, chosen = {m.name: m for m in mistakes(kata)}, []
+    for mistake in (known[name] for name in planted if name in known):
+        with contextlib.suppress(DoesNotApply):
+            source = mistake.plant(source)
+            chosen.append(mistake)
+    brief, left = catalogue.brief(kata), _left_to_write(kata)
+    hunted, judged = dataclasses.replace(brief, title=f"After the hunt: {brief.title}"), {}
+    if planted:
+        hunted = dataclasses.replace(
+            brief, title=f"Bug hunt: {brief.title}", hints=tuple(_hints(kata, chosen)),
+            minutes=MINUTES_TO_READ + MINUTES_A_BUG * len(planted),
+        )  # fmt: skip
+        judged = {"likeness": False} | ({"parts": 1} if left else {})
+    text = f'"""{_statement(kata, len(planted), bool(left))}\n"""\n\n' + plain(_unwritten(source, left))
+    says = tuple(m.says for m in chosen)
+    return Exercise(kata, name_of(kata), text, hunted, f"hunt {kata}", judged, planted, says, seed)
 
 
-def _statement(kata: str, count: str, grows: bool) -> str:
-    then = " Then write what still raises NotImplementedError." if grows else ""
-    return f"This file is broken: {count}. Mend it until every claim holds again.{then}\n\n" + (
-        catalogue.statement(kata).replace("\\", "\\\\").replace('"""', "'''")
-    )
+def _statement(kata: str, count: int, grows: bool) -> str:
+    bugs = f"{count} bug{'s' * (count > 1)}"
+    told = [f"This file is broken: {bugs}. Mend it until every claim holds again."] if count else []
+    if grows:
+        told.append(f"{'Then write' if count else 'Write'} what still raises NotImplementedError.")
+    text = catalogue.statement(kata).replace("\\", "\\\\").replace('"""', "'''")
+    return "\n\n".join([*([" ".join(told)] if told else []), text])
 
 
 def _hints(kata: str, chosen: list[Mistake]) -> Iterator[str]:
@@ -162,7 +198,8 @@ def plain(source: str) -> str:
     cuts = [(at(*begin), at(*end), new) for begin, end, new in _cuts(tree, source, at)]
     for begin, end, new in sorted(cuts, reverse=True):
         source = source[:begin] + new + source[end:]
-    return _tidied(_on_one_line(_without_comments(source)))
+    source = without_dead(_without_comments(source))
+    return _tidied(_broken_up(_on_one_line(_in_double_quotes(source))))
 
 
 def _cuts(tree: ast.Module, source: str, at) -> Iterator[tuple[tuple[int, int], tuple[int, int], str]]:  # noqa: ANN001
@@ -217,21 +254,49 @@ def _on_one_line(source: str) -> str:
     return "".join(lines)
 
 
+def _in_double_quotes(source: str) -> str:
+    """Strings as the formatter writes them."""
+    lines = source.splitlines(keepends=True)
+    for token in reversed(list(tokenize.generate_tokens(io.StringIO(source).readline))):
+        simple = token.type == tokenize.STRING and re.fullmatch(r"([a-z]?)'([^'\"\\]+)'", token.string)
+        if simple:
+            row, column = token.start[0] - 1, token.start[1]
+            rest = lines[row][column + len(token.string) :]
+            lines[row] = f'{lines[row][:column]}{simple[1]}"{simple[2]}"{rest}'
+    return "".join(lines)
+
+
+def _broken_up(source: str) -> str:
+    """Lines that are too wide, with what stands in their last brackets on a line of its own."""
+    lines = source.splitlines()
+    for row in reversed(range(len(lines))):
+        line = lines[row].rstrip(":") if lines[row].endswith("):") else lines[row]
+        opened = _opening(line) if len(lines[row]) > WIDEST and line.endswith((")", "]")) else 0
+        if opened:
+            indent = " " * (len(line) - len(line.lstrip()))
+            closed = line[-1] + lines[row][len(line) :]
+            apart = [line[:opened], f"{indent}    {line[opened:-1]}", indent + closed]
+            if max(map(len, apart)) <= WIDEST:
+                lines[row : row + 1] = apart
+    return "\n".join(lines) + "\n"
+
+
+def _opening(line: str) -> int:
+    """Where the inside of the brackets begins that the line ends with; 0 if there is none."""
+    depth = 0
+    for at in range(len(line) - 1, -1, -1):
+        depth += (line[at] in ")]}") - (line[at] in "([{")
+        if depth == 0:
+            return at + 1 if at + 1 < len(line) - 1 else 0
+    return 0
+
+
 def _tidied(source: str) -> str:
-    """No imports that are used no more, no holes where something was cut out."""
-    used = {n.id for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name)}
-    kept = [line for line in source.splitlines() if not _unused(line, used)]
-    text = re.sub(r"[ \t]+$", "", "\n".join(kept), flags=re.M)
+    """No holes where something was cut out."""
+    text = re.sub(r"[ \t]+$", "", source, flags=re.M)
     text = re.sub(r"(:\n)\n+(?=[ \t])", r"\1", text)  # a blank line where a docstring stood
+    text = re.sub(r"\n{3,}(?=[ \t])", "\n\n", text)
     return re.sub(r"\n{4,}", "\n\n\n", text).strip("\n") + "\n"
-
-
-def _unused(line: str, used: set[str]) -> bool:
-    """An import at the top level, on one line, of names that nothing uses."""
-    if not re.match(r"(from \S+ )?import [^(]+$", line):
-        return False
-    names = [a.asname or a.name.split(".")[0] for a in ast.parse(line).body[0].names]
-    return "annotations" not in names and not used.intersection(names)
 
 
 def _left_to_write(kata: str) -> frozenset[str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
 from dojo import catalogue, hunt
+from dojo.dead import without_dead
 from dojo.mistake import mistakes
 from dojo.places import ROOT, room_file
 
@@ -66,6 +68,98 @@ def test_no_bug_hides_in_what_is_left_to_be_written():
 
 def code(exercise):
     return exercise.text.split('"""', 2)[2]
+
+
+DEAD = """\
+import math, os
+from torch import Tensor, nn
+
+_TABLE = {}
+
+
+def kept(x, unused):
+    if False:
+        raise ValueError(x)
+    if x is None:
+        pass
+    both, lost = x, nn
+    y = [
+        x, x
+    ]
+    if True:
+        return math.exp(both)
+    return x
+
+
+def _helper(x):
+    return _nested(x)
+
+
+def _nested(x):
+    return _TABLE
+"""
+
+
+def test_what_a_change_leaves_without_a_use_is_taken_out():
+    assert without_dead(DEAD) == (
+        "import math\nfrom torch import nn\n\n\n\ndef kept(x, unused):\n    both, lost = x, nn\n"
+        "    return math.exp(both)\n\n\n"
+    )
+
+
+def test_a_body_keeps_a_statement():
+    assert without_dead("def f(x):\n    y = x\n") == "def f(x):\n    pass\n"
+
+
+@pytest.mark.parametrize("kata", KATAS)
+def test_nothing_in_the_reference_is_without_a_use(kata):
+    plain = hunt.plain(room_file("reference", kata).read_text(encoding="utf-8"))
+    assert without_dead(plain) == plain
+
+
+def test_planted_lines_are_laid_out_like_their_neighbours():
+    wide = "def f(x):\n    return x.sum(-1) + g(x, 'a', [" + ", ".join(["x"] * 25) + "])\n"
+    narrow = hunt.plain(wide)
+    assert max(map(len, narrow.splitlines())) <= hunt.WIDEST
+    assert "'" not in narrow
+    assert ast.dump(ast.parse(narrow)) == ast.dump(ast.parse(wide))
+
+
+@pytest.mark.parametrize("kata", KATAS)
+def test_no_line_stands_out(kata):
+    mended = set(code(hunt.exercise(kata, [], None)).splitlines())
+    for seed in range(3):
+        begun = hunt.exercise(kata, [m.name for m in hunt.draw(kata, seed, 3)], seed)
+        planted = [line for line in code(begun).splitlines() if line not in mended]
+        assert [line for line in planted if len(line) > hunt.WIDEST or hunt.ODD.search(line)] == []
+
+
+def test_every_place_is_as_likely_as_another():
+    """However many mistakes a place has."""
+    places = {hunt._place("gpt", m) for m in hunt._plantable("gpt")}
+    where = Counter(hunt._place("gpt", m) for seed in range(110) for m in hunt.draw("gpt", seed, 4))
+    assert where.keys() == places
+    assert min(where.values()) > 110 * 4 / len(places) / 2
+
+
+def test_another_order_is_tried_where_the_first_has_too_little_room():
+    assert all(len(hunt.draw("multi_head_attention", seed, 4)) == 4 for seed in range(12))
+
+
+def test_an_open_hunt_outlives_a_mistake_that_is_in_the_catalogue_no_more():
+    begun = hunt.exercise("softmax", ["renamed-since", "no-shift"], 3)
+    assert begun.planted == ("renamed-since", "no-shift")
+    assert "2 bugs" in begun.text
+    assert len(begun.says) == 1
+
+
+def test_what_follows_a_hunt_is_judged_like_any_kata():
+    begun, after = hunt.exercise("gpt", ["no-scale"], 3), hunt.exercise("gpt", [], None)
+    assert (begun.judged, after.judged) == ({"likeness": False, "parts": 1}, {})
+    assert after.name == begun.name
+    assert after.brief.hints == catalogue.brief("gpt").hints
+    assert "broken" not in after.text
+    assert after.text.startswith('"""Write what still raises NotImplementedError.')
 
 
 def test_subtle_bugs_change_less():
