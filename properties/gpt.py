@@ -1536,24 +1536,22 @@ def probes(subject):
     def work_to_the_end():
         """Is each token read once until the context is full?"""
         model = built(subject, one)
-        used, got = products(lambda: subject.generate_cached(model, ids[:, :1], 6))
+        used, got = products(lambda: subject.generate_cached(model, ids[:1, :1], 6))
         return used <= products(lambda: model(got[:, :6]))[0] * 3 // 2
 
     def left(call):
         """The model after a text was generated: its mode, and what can be trained."""
         model = built(subject, one)
         call(model, ids[:, :2], 2)
-        return (
-            [m.training for m in model.modules()],
-            [p.requires_grad for p in model.parameters()],
-            torch.is_grad_enabled(),
-        )
+        modes = sorted({m.training for m in model.modules()})
+        return modes, all(p.requires_grad for p in model.parameters()), torch.is_grad_enabled()
 
     def close():
-        """Tokens that are almost equally likely, at temperature 0."""
+        """Tokens that are almost equally likely, without a generator and with one at temperature 0."""
         texts, generator = torch.tensor([[0], [1], [2]] * 3), torch.Generator().manual_seed(9)
-        got = subject.generate(Bigram(CLOSE), texts, 4, generator=generator, temperature=0.0)
-        return torch.equal(got, (texts + torch.tensor([0, 2, 1, 0, 2])) % 3)
+        want = (texts + torch.tensor([0, 2, 1, 0, 2])) % 3
+        options = {}, {"generator": generator, "temperature": 0.0}
+        return [torch.equal(subject.generate(Bigram(CLOSE), texts, 4, **o), want) for o in options]
 
     def known():
         """How many losses training gives on a text that is known from the start."""
