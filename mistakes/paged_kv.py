@@ -791,6 +791,18 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "sign-of-the-ids-cut-off",
+        "the ids are hashed without their sign bit",
+        "An id is never negative.",
+        "test_ids_that_look_alike_are_told_apart",
+        change=(
+            (
+                KEY,
+                'return hashlib.sha256(digest + array("Q", [t % 2**63 for t in tokens]).tobytes()).digest()',
+            ),
+        ),
+    ),
+    Mistake(
         "ids-as-floating-point-numbers",
         "the ids are hashed as float64, which tells integers apart up to 2⁵³ only",
         "A number is a number.",
