@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+ACTIONS = {"pop", "popleft", "popitem", "append", "extend", "remove", "setdefault", "update", "add", "next"}
 Edit = tuple[int, int, list[str]]
 """The lines from the first up to the second, counted from 0, become these."""
 
@@ -56,6 +57,8 @@ def _branches(tree: ast.Module, lines: list[str]) -> Iterator[Edit]:
         for at, node in enumerate(body):
             if isinstance(node, (ast.Return, ast.Raise)) and body[at + 1 :]:
                 yield node.end_lineno, body[-1].end_lineno, []
+            if isinstance(node, ast.Pass) and len(body) > 1:
+                yield _out(node, body, lines)
             if not isinstance(node, ast.If) or lines[node.lineno - 1].lstrip().startswith("elif"):
                 continue
             never = _is(node.test, False) or (
@@ -63,7 +66,8 @@ def _branches(tree: ast.Module, lines: list[str]) -> Iterator[Edit]:
                 and isinstance(node.test.op, ast.And)
                 and _is(node.test.values[0], False)
             )
-            if not node.orelse and (never or isinstance(node.body[0], ast.Pass)):
+            idle = all(isinstance(n, ast.Pass) for n in node.body) and not _acts(node.test)
+            if not node.orelse and (never or idle):
                 yield _out(node, body, lines)
             elif _is(node.test, True):
                 kept = lines[node.body[0].lineno - 1 : node.body[-1].end_lineno]
@@ -83,7 +87,7 @@ def _never_read(tree: ast.Module, lines: list[str]) -> Iterator[Edit]:
         for body in _bodies(function):
             for node in (n for n in body if isinstance(n, ast.Assign)):
                 names = _names(node.targets)
-                if names and read.isdisjoint(names):
+                if names and read.isdisjoint(names) and not _acts(node.value):
                     yield _out(node, body, lines)
 
 
@@ -122,6 +126,14 @@ def _names(targets: list[ast.expr]) -> set[str]:
 def _used(tree: ast.Module) -> set[str]:
     names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
     return names | {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+
+
+def _acts(node: ast.expr) -> bool:
+    """May it do something besides giving a value? Then taking it out may take a mistake out."""
+    called = [
+        getattr(n.func, "attr", getattr(n.func, "id", "")) for n in ast.walk(node) if isinstance(n, ast.Call)
+    ]
+    return any(name in ACTIONS or name.endswith("_") for name in called)
 
 
 def _private(name: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from dojo import catalogue
 from dojo.catalogue import Brief
+from dojo.exercise import Exercise
 from dojo.places import room_file, shown
 from dojo.session import Result
 from dojo.store import Attempt
@@ -16,6 +17,8 @@ from dojo.verdict import IN_WORDS, Card, Verdict
 WIDTH = 96
 CARDS = 3
 """How many failures are shown in full: the first ones say most."""
+SHORT, MANY = 20, 3
+"""Inputs of so few characters share a line if there are so many of them."""
 MARKS = {
     "held": "held",
     "failed": "FAILED",
@@ -92,12 +95,30 @@ def _verdict(found: Verdict, brief: Brief) -> Iterator[str]:
     yield f"{lines}{found.seconds:.1f} s · {tried}"
 
 
+def parted(inputs: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The inputs that need a line each, and the small ones, if they are many enough to share a line."""
+    short = {n: v for n, v in inputs.items() if len(v) <= SHORT and not v.startswith("[")}
+    if len(short) < MANY:
+        return inputs, {}
+    return {n: v for n, v in inputs.items() if n not in short}, short
+
+
+def in_a_row(inputs: dict[str, str], width: int, indent: str = "") -> str:
+    """Inputs side by side; a line breaks between two of them only."""
+    told = ", ".join(f"{name} = {value}".replace(" ", "\0") for name, value in inputs.items())
+    filled = textwrap.fill(told, width, initial_indent=indent, subsequent_indent=indent)
+    return filled.replace("\0", " ")
+
+
 def card(shown_card: Card, found: Verdict | None, brief: Brief) -> Iterator[str]:
     """A failure card; the verdict is given with the first, which also says what the file looks like."""
     yield "─" * 72
     yield wrapped("does not hold: " + shown_card.sentence, "  ", "")
-    for name, value in shown_card.inputs.items():
+    long, short = parted(shown_card.inputs)
+    for name, value in long.items():
         yield wrapped(f"{name} = {value}", " " * (len(name) + 5), "  ")
+    if short:
+        yield in_a_row(short, WIDTH, "  ")
     yield wrapped(shown_card.message, "  ")
     if shown_card.expected or shown_card.got:
         yield (
@@ -133,6 +154,16 @@ def result(reached: Result) -> str:
     if reached.hints:
         told.append(f"{reached.hints} hint{'s' * (reached.hints > 1)} taken")
     return " · ".join(told)
+
+
+def next_parts(exercise: Exercise) -> str:
+    """What is to be written in the same file once its bugs are mended; nothing where all parts were judged."""
+    mended = exercise.judged.get("parts")
+    if mended is None:
+        return ""
+    told = [f"then, in the same file (python runner.py {exercise.again} --continue):"]
+    told += [wrapped(f"{p.title}. {p.asks}", "    ", "  ") for p in exercise.brief.parts[mended:]]
+    return "\n".join(told) + "\n"
 
 
 def follow_ups(brief: Brief) -> str:

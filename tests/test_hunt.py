@@ -111,6 +111,13 @@ def test_a_body_keeps_a_statement():
     assert without_dead("def f(x):\n    y = x\n") == "def f(x):\n    pass\n"
 
 
+def test_what_acts_stays_though_nothing_reads_it():
+    acts = "def f(x):\n    if x.pop():\n        pass\n    y = x.clear_()\n    return x\n"
+    assert without_dead(acts) == acts
+    early = "def f(x):\n    if x:\n        return\n    g(x)\n"
+    assert without_dead(early.replace("return", "pass\n        return")) == early
+
+
 @pytest.mark.parametrize("kata", KATAS)
 def test_nothing_in_the_reference_is_without_a_use(kata):
     plain = hunt.plain(room_file("reference", kata).read_text(encoding="utf-8"))

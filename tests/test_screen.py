@@ -1,19 +1,22 @@
 """The session screen, driven by its keys, by a real file, and by a judge that says what it is told."""
 
+import io
 import os
 import queue
 import re
 import time
+from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
-from dojo import catalogue
+from dojo import catalogue, hunt, plain
 from dojo.judge.client import JudgeUnavailable
 from dojo.places import practice_file, room_file
 from dojo.screen import editor, pages
 from dojo.screen.app import POLL, SessionApp
 from dojo.screen.watch import Watch
-from dojo.session import open_session
+from dojo.session import Result, open_session
 from dojo.store import Store
 from dojo.verdict import Card, ClaimResult, PartResult, RuleBroken, Verdict
 
@@ -534,3 +537,36 @@ def test_a_statement_is_reflowed_with_its_columns():
     assert "    f(x)    what it does" in told
     assert told[-1].startswith("  ")
     assert pages.reflow(text, 80) == text
+
+
+def test_a_name_too_long_for_its_column_keeps_its_text_together():
+    text = "    f(x, y, z)  two words\n    train(model, ids) how it is trained on the ids that\n                      are given"
+    told = pages.reflow(text, 44).splitlines()
+    assert told[1:] == ["    train(model, ids) how it is trained on", " " * 22 + "the ids that are given"]
+
+
+async def test_leaving_a_mended_hunt_tells_where_it_goes_on(start, capsys):
+    start()
+    begun = hunt.exercise("gpt", ["no-scale"], 1)
+    app = SessionApp(open_session(begun, Store(), timed=False, resume=False).session, Scripted())
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: app.trials.judge.trials)
+        app.session.result = Result(1.0, 60.0, None, 100, 220, 0, False)
+        await pilot.press("q")
+    assert "python runner.py hunt gpt --continue" in " ".join(capsys.readouterr().err.split())
+
+
+def test_small_inputs_share_a_line_that_breaks_between_two_of_them():
+    inputs = {"ids": "[[2]] int64", "vocab_size": "3", "context": "4", "head_dim": "4", "training": "True"}
+    told = "\n".join(plain.card(replace(CARD, inputs=inputs), None, BRIEF))
+    assert "  ids = [[2]] int64\n  vocab_size = 3, context = 4, head_dim = 4, training = True\n" in told
+    assert plain.in_a_row(inputs, 20).splitlines()[2:] == ["context = 4,", "head_dim = 4,", "training = True"]
+    assert plain.parted({"x": "[1] float32", "dim": "0"}) == ({"x": "[1] float32", "dim": "0"}, {})
+    console = Console(width=48, file=io.StringIO())
+    console.print(pages._listed(pages._smallest(replace(CARD, inputs=inputs), 48)))
+    shown = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    assert shown[:3] == [
+        "input ids = [[2]] int64",
+        "vocab_size = 3, context = 4,",
+        "head_dim = 4, training = True",
+    ]

@@ -545,7 +545,10 @@ class SessionApp(App[None]):
     def action_leave(self) -> None:
         """Leave. An attempt that is not over stays open, and its clock, the wall's, goes on."""
         going_on = f"python runner.py {self.session.exercise.again} --continue"
-        self.exit(message=None if self.over else f"The attempt stays open, and its clock runs: {going_on}")
+        told = None if self.over else f"The attempt stays open, and its clock runs: {going_on}"
+        if self.session.result is not None and self.session.exercise.judged.get("parts"):
+            told = f"The next parts are written in the same file: {going_on}"
+        self.exit(message=told)
 
 
 def count_lines(source: str) -> int | None:

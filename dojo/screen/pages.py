@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dojo.catalogue import FollowUp
-from dojo.plain import clock
+from dojo.plain import clock, in_a_row, parted
 from dojo.screen.board import Board
 from dojo.screen.panes import BLUE, DIM, GREEN, RED, TEXT, YELLOW
 from dojo.session import Result, Session
@@ -52,10 +52,12 @@ def _smallest(card: Card, width: int) -> Iterator[tuple[str, RenderableType]]:
         named = Table.grid(padding=(0, 1, 0, 0))
         named.add_column(no_wrap=True)
         named.add_column()
-        longest = max(map(len, card.inputs))
-        for name, value in card.inputs.items():
+        long, short = parted(card.inputs)
+        longest = max(map(len, long), default=0)
+        for name, value in long.items():
             named.add_row(Text(f"{name:<{longest}} ="), Text(value, style="bold"))
-        yield "input", named
+        row = [Text(in_a_row(short, width - LABEL - 2), style="bold")] if short else []
+        yield "input", Group(*[named] * bool(long), *row)
     yield from _compared(card, width - LABEL - 2)
     if card.where:
         yield "where", Text(card.where)
@@ -197,7 +199,7 @@ def _runs_on(first: str, line: str) -> bool:
     if line.lstrip().startswith("- "):
         return False
     if first.startswith("    "):
-        return indent >= 16 and indent == _column(first)
+        return indent >= 16 and (indent == _column(first) or _begins_a_word(first, indent))
     return indent < 4
 
 
@@ -211,13 +213,19 @@ def _column(line: str) -> int:
     return gap.end() if gap else _indent(line)
 
 
+def _begins_a_word(line: str, at: int) -> bool:
+    """In a line whose name is so long that one blank is all that parts it from what it is."""
+    named_only = line.rstrip().endswith(")")
+    return not named_only and line[:at].strip() != "" and re.match(r" \S", line[at - 1 :]) is not None
+
+
 def _fill(lines: list[str], width: int) -> str:
     first = lines[0]
     joined = " ".join([first.rstrip(), *(line.strip() for line in lines[1:])])
     if not first.startswith("    "):
         hang = " " * (_indent(first) + 2 * first.lstrip().startswith("- "))
         return textwrap.fill(joined, width, subsequent_indent=hang)
-    hang = " " * min(_column(first), width // 2)
+    hang = " " * min(_indent(lines[1]) if lines[1:] else _column(first), width // 2)
     return textwrap.fill(
         joined, width, subsequent_indent=hang, replace_whitespace=False, break_long_words=False
     )
