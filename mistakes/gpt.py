@@ -853,7 +853,7 @@ MISTAKES = (
         "never-quite-zero",
         "temperature 0 is taken for a small number, at which tokens almost as likely are drawn too",
         "It must not be divided by zero.",
-        "test_greedy_generation_takes_the_likeliest_token",
+        "test_a_small_lead_is_enough",
         change=(
             ("if generator is None or temperature == 0:", "if generator is None:"),
             ("F.softmax(logits / temperature,", "F.softmax(logits / max(temperature, 1e-5),"),
