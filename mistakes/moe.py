@@ -360,6 +360,18 @@ MISTAKES = (
             ),
         ),
     ),
+    Mistake(
+        "sizes-below-zero",
+        "a size of 0 is refused and one below it is not",
+        "A size that is falsy is no size.",
+        "test_bad_sizes_are_refused",
+        change=(
+            (
+                "if min(d_model, d_ff, n_experts, top_k) < 1 or",
+                "if not all((d_model, d_ff, n_experts, top_k)) or",
+            ),
+        ),
+    ),
     # --- the loss
     Mistake(
         "loss-grows-with-top-k",
@@ -428,6 +440,15 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "loss-always-in-float32",
+        "the loss takes the softmax in float32, even of float64 logits",
+        "Routers run in float32.",
+        "test_the_loss_equals_its_definition",
+        change=(
+            ("probabilities = _widened(logits).softmax(-1)", "probabilities = logits.float().softmax(-1)"),
+        ),
+    ),
+    Mistake(
         "loss-of-another-shape",
         "the leading dimensions of experts may be any, as long as the tokens are as many",
         "Both are flattened anyway.",
@@ -458,6 +479,18 @@ MISTAKES = (
         "int() of the fair share.",
         "test_an_expert_serves_the_first_tokens_it_has_room_for",
         change=((CAPACITY, CAPACITY.replace("math.ceil", "int")),),
+    ),
+    Mistake(
+        "capacity-one-short",
+        "an expert serves one token fewer than it has room for",
+        "Places are counted from 0, so the last one is below the capacity.",
+        "test_an_expert_serves_the_first_tokens_it_has_room_for",
+        change=(
+            (
+                "            served = run[:room]\n",
+                "            served = run if room is None else run[: room - 1]\n",
+            ),
+        ),
     ),
     Mistake(
         "capacity-without-top-k",
@@ -540,6 +573,20 @@ MISTAKES = (
         change=(("self._capacity(len(tokens))", "self._capacity(x.shape[-2] if x.ndim > 1 else 1)"),),
     ),
     Mistake(
+        "capacity-of-the-first-call",
+        "the capacity is worked out in the first call and kept, however many tokens come later",
+        "A layer has one capacity.",
+        "test_an_expert_serves_the_first_tokens_it_has_room_for",
+        change=(
+            (
+                "        return math.ceil(self.capacity_factor * tokens * self.top_k / self.n_experts)",
+                "        if not hasattr(self, 'room'):\n"
+                "            self.room = math.ceil(self.capacity_factor * tokens * self.top_k / self.n_experts)\n"
+                "        return self.room",
+            ),
+        ),
+    ),
+    Mistake(
         "places-in-half-precision",
         "the places in an expert's queue are counted in the dtype of x, and bfloat16 has no odd numbers above 256",
         "A cumulative sum over the one-hot choices, in the dtype at hand.",
@@ -566,6 +613,13 @@ MISTAKES = (
         "Updating the bias is what balances.",
         "test_the_bias_chooses_and_weighs_nothing",
         change=(("(logits + self.bias).topk", "logits.topk"),),
+    ),
+    Mistake(
+        "bias-beside-probabilities",
+        "the bias is added to probabilities, of a softmax or of sigmoids, and not to the logits, to choose experts",
+        "DeepSeek-V3 adds it to what the gate gives, which lies between 0 and 1.",
+        "test_the_bias_chooses_and_weighs_nothing",
+        change=(("(logits + self.bias).topk", "(logits.softmax(-1) + self.bias).topk"),),
     ),
     Mistake(
         "bias-in-the-weights",
@@ -663,6 +717,51 @@ MISTAKES = (
         "Half of the experts should go up and half down.",
         "test_update_bias_moves_against_the_load",
         change=((STEP, "self.bias += rate * (load.median() - load).sign()"),),
+    ),
+    Mistake(
+        "mean-load-rounded-down",
+        "the mean load is a whole number, so that experts a little below it stay or go down",
+        "Loads are whole numbers.",
+        "test_update_bias_moves_against_the_load",
+        change=(("(load.sum() - self.n_experts * load)", "(load.sum() // self.n_experts - load)"),),
+    ),
+    Mistake(
+        "mean-of-busy-experts",
+        "the mean load is taken over the experts that have any",
+        "An idle expert has no load to count.",
+        "test_update_bias_moves_against_the_load",
+        change=(("(load.sum() - self.n_experts * load)", "(load.sum() - (load > 0).sum() * load)"),),
+    ),
+    Mistake(
+        "bias-replaced",
+        "update_bias puts a new tensor in the place of the buffer, which others still hold",
+        "The module shows the new one.",
+        "test_update_bias_moves_against_the_load",
+        change=(("self.bias += rate *", "self.bias = self.bias + rate *"),),
+    ),
+    Mistake(
+        "bias-updated-by-forward",
+        "forward updates the bias in training by itself",
+        "It is balanced while it trains.",
+        "test_the_layer_leaves_its_inputs_alone",
+        change=(
+            (
+                "        tokens, weights, experts = x.reshape(",
+                "        if self.training:\n            self.update_bias(experts)\n        tokens, weights, experts = x.reshape(",
+            ),
+        ),
+    ),
+    Mistake(
+        "bias-counts-first-choices",
+        "the load is that of the first choices only",
+        "The first choice is the one that counts.",
+        "test_update_bias_moves_against_the_load",
+        change=(
+            (
+                "        load = _load(experts, self.n_experts)\n        # In",
+                "        load = _load(experts[..., 0], self.n_experts)\n        # In",
+            ),
+        ),
     ),
     Mistake(
         "bias-starts-afresh",
