@@ -1010,6 +1010,14 @@ def probes(subject):
         tokenizer.encode("ab").append(7)
         return tokenizer.encode("ab")
 
+    def which_error():
+        try:
+            return text(256, [999])
+        except ValueError:
+            return "ValueError"
+        except Exception:
+            return "another"
+
     def used():
         numbers = [97, 98]
         subject.Tokenizer.train("ab", 256).decode(numbers)
@@ -1083,6 +1091,7 @@ def probes(subject):
         "ids, int": lambda: [isinstance(i, Integral) for i in ids("ab", 257, None, "abc")],
         "text, white": lambda: text(256, [32, 97, 10]),
         "text, unknown": lambda: text(256, [97, 256]),
+        "text, unknown, which error": which_error,
         "text, negative": lambda: text(257, [97, -1]),
         "the ids afterwards": used,
         "two tokenizers": two,
