@@ -669,6 +669,26 @@ MISTAKES = (
         "test_ring_and_caller_share_no_memory_and_no_graph",
         change=((RING_K, RING_K.replace(".detach()", "")), (RING_V, RING_V.replace(".detach()", ""))),
     ),
+    Mistake(
+        "a-window-added-up-in-half-precision",
+        "with a window, token by token, weights and values are added up in the dtype of the cache",
+        "The result has that dtype.",
+        "test_long_half_precision_windows_sum_in_float32",
+        change=(
+            (
+                ATTEND,
+                f"if near is None:\n        {ATTEND}\n"
+                + BY_HAND.format(dtype="torch.promote_types(q.dtype, torch.float32)")
+                + "    weights = scores.where(seen, -torch.inf)\n"
+                "    weights = (weights - weights.amax(-1, keepdim=True)).exp().to(q.dtype)\n"
+                "    total, out = torch.zeros_like(weights[..., :1]), torch.zeros_like(q)\n"
+                "    for j in range(keys.shape[2]):\n"
+                "        total = total + weights[..., j : j + 1]\n"
+                "        out = out + weights[..., j : j + 1] * values[:, :, j : j + 1]\n"
+                "    return out / total",
+            ),
+        ),
+    ),
 )
 
 ELSEWHERE = "it shows on another device only, and claims attend on the CPU"

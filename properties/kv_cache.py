@@ -520,9 +520,13 @@ def test_long_half_precision_sequences_sum_in_float32(subject, seed, dtype):
     """Over 4,099 tokens in half precision the result is still right to the last stored bits.
 
     Catches running sums in bf16, which stop growing at 256 terms, and in fp16, which stall at 2,048."""
+    long_half_precision(subject.KVCache, subject, seed, dtype)
+
+
+def long_half_precision(kind, subject, seed, dtype):
     noise = torch.randn(3, 1, 1, 4099, 2, generator=torch.Generator().manual_seed(seed))
     q, k, v = (noise[0] / 4).to(dtype), (noise[1] / 4).to(dtype), (1 + noise[2] / 4).to(dtype)
-    cache = subject.KVCache(1, 1, 4100, 2, dtype=dtype)
+    cache = kind(1, 1, 4100, 2, dtype=dtype)
     cache.append(k[:, :, :-2], v[:, :, :-2])
     got = attend(subject, cache, q[:, :, -2:], k[:, :, -2:], v[:, :, -2:])
     wide = [x.double() for x in (q[:, :, -2:], k, v)]
@@ -694,6 +698,15 @@ def test_every_token_of_a_long_window_counts(subject, long, window):
 
     Catches a ring that is right while it fits into a tile only."""
     attends_at_length(subject, long, window)
+
+
+@examples(quick=0, full=2)
+@given(seed=st.integers(0, 999), dtype=st.sampled_from(HALF_TYPES))
+def test_long_half_precision_windows_sum_in_float32(subject, seed, dtype):
+    """With a window of 4,100 tokens in half precision the result is still right to the last stored bits.
+
+    Catches running sums in half precision where there is a window only."""
+    long_half_precision(subject.WindowKVCache, subject, seed, dtype)
 
 
 @examples(quick=2, full=6)
@@ -948,11 +961,15 @@ def probes(subject):
 
         return call
 
-    def half():
-        cache, x = subject.KVCache(1, 1, 640, 1, dtype=torch.bfloat16), torch.ones(1, 1, 640, 1).bfloat16()
-        x[:, :, :320] = 0
-        cache.append(0 * x[:, :, 1:], x[:, :, 1:])
-        return subject.attend_with_cache(x[:, :, :1], x[:, :, :1], x[:, :, :1], cache)
+    def half(kind):
+        def call():
+            cache = getattr(subject, kind)(1, 1, 640, 1, dtype=torch.bfloat16)
+            x = torch.ones(1, 1, 640, 1).bfloat16()
+            x[:, :, :320] = 0
+            cache.append(0 * x[:, :, 1:], x[:, :, 1:])
+            return subject.attend_with_cache(x[:, :, :1], x[:, :, :1], x[:, :, :1], cache)
+
+        return call
 
     def sizes(make, at):
         return lambda: make(*(0 if i == at else 2 for i in range(4))).length
@@ -981,7 +998,8 @@ def probes(subject):
         "loud": split(plain, 2, 2, gain=200.0),
         "bf16": split(lambda: plain(dtype=torch.bfloat16), 3, 3, dtype=torch.bfloat16),
         "far": far(lambda: plain(70)),
-        "long bf16": half,
+        "long bf16": half("KVCache"),
+        "long bf16 in a ring": half("WindowKVCache"),
         "no dtype": lambda: str(subject.KVCache(1, 1, 1, 1).view()[0].dtype),
         "just full": split(lambda: plain(7), 5, 2),
         "full": full,
