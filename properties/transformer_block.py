@@ -373,24 +373,27 @@ def test_quiet_streams_meet_eps(subject, case, small):
 def test_the_future_does_not_reach_a_block(subject, case, place, size):
     """Whatever stands behind a token, its result is that of the sequence cut there.
 
-    Catches attention that is not causal, and norms over the whole sequence."""
+    Catches attention that is not causal, norms over the whole sequence, and a mask kept from the first call."""
     t = place % (case.x.shape[1] - 1) + 1
     x = case.x.clone()
     x[:, t:] = size
     cut = replace(case, x=case.x[:, :t])
     module = built(subject, case)
+    first = applied(module, cut.x)
     got = applied(module, x)
     assert_tensor(got, shape=x.shape, dtype=x.dtype)
-    want = got[:, :t].detach().double()
-    Truth(cut).agrees(applied(module, cut.x), want=want, name="the result of the sequence cut short")
+    want, truth = got[:, :t].detach().double(), Truth(cut)
+    truth.agrees(first, want=want, name="the result of the sequence cut short")
+    truth.agrees(applied(module, cut.x), want=want, name="the result of the sequence cut short, once more")
 
 
 @examples(quick=0, full=3)
-@given(case=streams(sizes(((4, 1, None), (4, 2, 1)), times=((1, 70),)), made(bases=(None,))))
+@given(case=streams(sizes(((4, 1, None), (4, 2, 1)), times=((1, 1030),)), made(bases=(None,))))
 def test_long_sequences_equal_the_definition(subject, case):
-    """A sequence of 70 tokens gives what the definition gives, at every token.
+    """A sequence of 1,030 tokens gives what the definition gives, at every token, where max_len allows it.
 
-    Catches a window, a mask or a table of a fixed size."""
+    Catches a window, a mask or a table of a fixed size, be it 1,024."""
+    case = replace(case, cfg=case.cfg | {"max_len": 1100})
     Truth(case).agrees(applied(built(subject, case), case.x))
 
 
@@ -560,7 +563,13 @@ def test_tokens_that_do_not_fit_are_refused(subject, case, by):
         tokens = case.x.clone()
         tokens[-1, -1] = bad
         refuses(ValueError, lambda tokens=tokens: module(tokens), because=f"token {bad} is none of {vocab}")
-    for wrong in (case.x[0], case.x[None], case.x.double(), torch.zeros(1, 8, dtype=torch.long)):
+    for wrong in (
+        case.x[0],
+        case.x[None],
+        case.x.double(),
+        case.x.half(),
+        torch.zeros(1, 8, dtype=torch.long),
+    ):
         because = f"tokens {tuple(wrong.shape)} of {wrong.dtype} are not (batch, time ≤ 7) of integers"
         refuses(ValueError, lambda wrong=wrong: module(wrong), because=because)
     dtype = next(iter(case.weights.values())).dtype
