@@ -210,6 +210,7 @@ def told(found: Verdict, exercise: Exercise, asked: argparse.Namespace, result: 
         if found.passed:
             if result:
                 print(plain.result(result))
+                print(plain.next_parts(exercise), end="")
                 print("".join(f"mended: {says}\n" for says in exercise.says), end="")
             print("\n" + plain.follow_ups(exercise.brief))
     return exit_code(found)
@@ -277,22 +278,32 @@ def hunted(asked: argparse.Namespace) -> int:
         raise Refused(f"--bugs {asked.bugs}: expected 1 to {hunts.MOST_BUGS}")
     seed = random.randrange(10_000) if asked.seed is None else asked.seed
     kata = asked.kata or random.Random(seed).choice(sorted(catalogue.here()))
+    if asked.resume and asked.kata is None:
+        hunted = [a.kata for a in Store().attempts() if a.kata.startswith("hunt-")]
+        if not hunted:
+            raise Refused("there is no hunt to go on with: python runner.py hunt begins one")
+        kata = hunted[0].removeprefix("hunt-")
     bugs = asked.bugs or catalogue.brief(kata).hunt_bugs
 
     def exercise(running: Attempt | None) -> Exercise:
         if running is not None:
             return hunts.exercise(kata, running.planted, running.seed)
+        if asked.resume:  # the hunt is over, and the same file goes on
+            last = next(iter(Store().attempts(name)), None)
+            if last is None or last.outcome != "passed" or not practice_file(name).exists():
+                raise Refused(f"there is no hunt to go on with: python runner.py hunt {kata} begins one")
+            return hunts.exercise(kata, (), None)
         try:
             drawn = hunts.draw(kata, seed, bugs, subtle=asked.subtle)
         except hunts.NoSuchHunt as none:
             raise Refused(str(none)) from none
+        if not asked.json:
+            extra = f" --bugs {bugs}" + " --subtle" * asked.subtle
+            print(f"hunt {kata} · again: python runner.py hunt {kata} --seed {seed}{extra}", flush=True)
         return hunts.exercise(kata, [m.name for m in drawn], seed)
 
     name = hunts.name_of(kata)
     once_only = asked.once or asked.json or not _on_a_terminal()
-    if not asked.json:
-        extra = f" --bugs {bugs}" + " --subtle" * asked.subtle
-        print(f"hunt {kata} · again: python runner.py hunt {kata} --seed {seed}{extra}", flush=True)
     if not once_only:
         return session(exercise, name, asked)
     store = Store()
@@ -300,7 +311,7 @@ def hunted(asked: argparse.Namespace) -> int:
     if running is None or (asked.seed is not None and running.seed != seed):
         from dojo.session import open_session
 
-        opened = open_session(exercise(None), store, timed=asked.timed, resume=False)
+        opened = open_session(exercise(None), store, timed=asked.timed, resume=asked.resume)
         if opened.kept is not None and not asked.json:
             print(f"what was in {shown(opened.session.path)} is kept: history {name} --show {opened.kept}")
         running = opened.session.attempt
@@ -456,6 +467,7 @@ def check(argv: list[str]) -> int:
         raise Refused(f"--runs {asked.runs}: at least 1 is due")
     from dojo.check import check_rooms
     from dojo.fairness import fairness
+    from dojo.judge.warm import preload
     from dojo.naming import naming
     from dojo.power import cards, matrix, mutation
 
@@ -470,6 +482,7 @@ def check(argv: list[str]) -> int:
         if asked.write or asked.again:
             raise Refused("--write and --again go with what is to be measured, such as --mutants")
         return check_rooms(chosen)
+    preload()  # probes are computed in this process too
     return max(task(chosen, write=asked.write) for task in tasks)
 
 

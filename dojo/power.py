@@ -134,9 +134,10 @@ def _why_equivalent(kata: str, mutant: Mutant, line: str) -> str | None:
     """Why a person found that a mutant does the same as the reference; None if nobody did.
 
     ``EQUIVALENT`` in ``mistakes/NAME.py`` holds what stood there, what stands there, why, and where that alone
-    would say too little (``0``, ``1``) a piece of the line."""
+    would say too little (``0``, ``1``) a piece of the line. None for both stands for any change to such a line."""
     for before, after, why, *where in getattr(importlib.import_module(f"mistakes.{kata}"), "EQUIVALENT", ()):
-        if (mutant.before, mutant.after) == (before, after) and all(piece in line for piece in where):
+        this = (before, after) in ((mutant.before, mutant.after), (None, None))
+        if this and all(piece in line for piece in where):
             return why
     return None
 
@@ -144,7 +145,7 @@ def _why_equivalent(kata: str, mutant: Mutant, line: str) -> str | None:
 def _passes(kata: str, mutant: Mutant, judge: Judge) -> bool:
     verdict = judge.judge(
         kata, Path(f"{kata}-mutant.py"), mutant.source, cards=False, likeness=False, stop_at_first=True,
-        seconds=5.0,
+        seconds=max(5.0, catalogue.brief(kata).seconds / 2),
     ).verdict  # fmt: skip
     return verdict.outcome in ("passed", "judge_error")  # the judge's own failure refuses nothing
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 from pathlib import Path
 
 import psutil
@@ -365,3 +366,19 @@ def test_killing_the_client_ends_everything(elsewhere):
     judge.close()
     _, alive = psutil.wait_procs(family, timeout=5)
     assert alive == []
+
+
+def test_a_lost_gpu_ends_the_trial_as_a_crash_of_the_file(monkeypatch):
+    """Whatever is computed afterwards fails too, the claims' own arithmetic included: that is no judge error."""
+    from dojo.judge import claims
+
+    def kernel(*args, **kwargs):
+        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered\nmore")
+
+    subject = types.ModuleType("practice")
+    subject.softmax = kernel
+    first = claims.claims("softmax")[0]
+    assert claims.search(first, subject, 3).failure is not None
+    monkeypatch.setattr(claims, "device_lost", lambda: True)
+    with pytest.raises(claims.DeviceLost, match=r"illegal memory access was encountered$"):
+        claims.search(first, subject, 3)

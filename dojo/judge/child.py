@@ -25,7 +25,7 @@ from hypothesis.database import InMemoryExampleDatabase
 from dojo import catalogue
 from dojo.judge import claims as claims_
 from dojo.judge.card import card, message
-from dojo.judge.claims import BrokenClaim, Claim, Failure, Outcome, OutOfMemory
+from dojo.judge.claims import BrokenClaim, Claim, DeviceLost, Failure, Outcome, OutOfMemory
 from dojo.judge.guard import Guard, Seal, limit_resources, modes_left_on, seal
 from dojo.judge.subject import DoesNotLoad, load, own_line
 from dojo.ranks import Stuck
@@ -173,6 +173,10 @@ class Trial:
             line = own_line(error, self.path)
             self.channel.send("out_of_memory", claim=claim.name, line=line, text="")
             os._exit(0)
+        except DeviceLost as error:
+            line = own_line(error, self.path)
+            self.channel.send("device_lost", claim=claim.name, message=str(error), line=line)
+            os._exit(0)
         except Stuck as stuck:
             self.channel.send("stuck", claim=claim.name, message=str(stuck), line=stuck.line)
             os._exit(0)
@@ -251,6 +255,8 @@ class _Canary:
 def main(task: Task, event_fd: int, trace_fd: int) -> None:
     """Run a task in this process, which does nothing else, and leave it. Never returns."""
     channel = Channel(event_fd, task.nonce)
+    # A kernel's error is raised by the call that started the kernel, not by whatever touches the GPU next.
+    os.environ["CUDA_LAUNCH_BLOCKING"] = "1"
     leave, flush = os._exit, (sys.stdout.flush, sys.stderr.flush)
     # A forked process repeats its parent's randomness unless told otherwise.
     random.seed()

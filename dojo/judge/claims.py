@@ -8,16 +8,19 @@ at once, before it has been shrunk, and the smallest one is at hand afterwards.
 from __future__ import annotations
 
 import gc
+import hashlib
 import importlib
 import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
 import hypothesis.internal.conjecture.engine as engine
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.database import ExampleDatabase, InMemoryExampleDatabase
@@ -48,6 +51,11 @@ class LeftEarly(AssertionError):
 
 class OutOfMemory(Exception):
     """The subject asked for more memory than the trial allows."""
+
+
+class DeviceLost(Exception):
+    """A kernel of the subject's broke the GPU's context (it read beyond an allocation, say): nothing else in the
+    process can use the GPU from then on, the claims' own arithmetic included."""
 
 
 class _Ended(BaseException):
@@ -113,6 +121,7 @@ def claims(kata: str) -> tuple[Claim, ...]:
     room = importlib.import_module(f"properties.{kata}")
     brief = catalogue.brief(kata)
     if new:
+        room.__state__ = _digest(room.__file__)
         for name in brief.builds_on:  # read here, so that a file on trial need not open an answer
             importlib.import_module(f"reference.{name}")
         _rehearse()
@@ -122,6 +131,16 @@ def claims(kata: str) -> tuple[Claim, ...]:
             f"katas/{kata}.toml names claims that properties/{kata}.py lacks: {', '.join(missing)}"
         )
     return tuple(Claim(name, brief.part_of(name), getattr(room, name)) for name in brief.claims)
+
+
+def state_of(kata: str) -> str:
+    """Which state of ``properties/NAME.py`` this process runs: it may have been edited since."""
+    room = importlib.import_module(f"properties.{kata}")
+    return getattr(room, "__state__", None) or _digest(room.__file__)
+
+
+def _digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _rehearse() -> None:
@@ -185,6 +204,10 @@ def _run(
             raise BrokenClaim(f"{claim.name}: {type(broken).__name__}: {broken}") from broken
     except Exception as error:
         if watch.failure is None:
+            if (
+                device_lost()
+            ):  # while the next example was drawn: kernels run behind the call that starts them
+                raise DeviceLost(_first_line(error)) from error
             raise BrokenClaim(f"{claim.name}: {type(error).__name__}: {error}") from error
     finally:
         test.hypothesis.inner_test = inner
@@ -232,6 +255,8 @@ class _Watch:
         except Exception as error:
             if out_of_memory(error):
                 raise _Ended(OutOfMemory(str(error))) from error
+            if device_lost():
+                raise _Ended(DeviceLost(_first_line(error))) from error
             self._failed(inputs, error, error.__cause__, reraise)
 
     def _failed(self, inputs: dict, error: BaseException, cause: BaseException | None, reraise: bool) -> None:
@@ -257,7 +282,22 @@ def out_of_memory(error: BaseException) -> bool:
     """MemoryError, or what torch's allocator raises in its place, anywhere in the chain."""
     while error is not None:
         refused = isinstance(error, RuntimeError) and "allocate memory" in str(error)
-        if refused or isinstance(error, MemoryError):
+        if refused or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def device_lost() -> bool:
+    """Does the GPU, if this process has woken it, answer with an error to everything?"""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -350,6 +350,10 @@ class Trial:
         message = f"{message} while this was tried: {self.sentence(claim)}"
         self.end("timed_out", child, message=message, line=line, text=self.text(line), claim=claim)
 
+    def on_device_lost(self, child: Child, claim: str, message: str, line: int) -> None:
+        message = f"{message}, while this was tried: {self.sentence(claim)}"
+        self.end("crashed", child, message=message, line=line, text=self.text(line), claim=claim)
+
     def on_judge_error(self, child: Child, message: str) -> None:
         self.end("judge_error", child, message=message)
 
