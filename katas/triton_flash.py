@@ -33,7 +33,9 @@ run in float32, and products of float32 inputs are not rounded to TF32.
 
 The same kernels run on a GPU and, with TRITON_INTERPRET=1 in the environment before Triton is imported, on
 Triton's interpreter. The judge does so where there is no GPU; bfloat16, which the interpreter cannot
-multiply, is then left out. Blocks of 16 are the smallest that tl.dot takes, and the fastest there.
+multiply, is then left out. Blocks of 16 are the smallest that tl.dot takes, and the fastest there. On a GPU
+beware of TF32: it is tl.dot's default for float32, and Triton also makes such a dot of
+tl.sum(a[:, :, None] * b[None, :, :], axis=1).
 
 Example, with batch and heads 1, head_dim 16 of which only the first entry is shown (the others are 0):
 

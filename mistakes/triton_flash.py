@@ -298,6 +298,29 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "rounded-for-the-tensor-cores",
+        "float32 inputs are rounded to eleven bits before their scores are made, in the backward pass",
+        "Tensor cores do not take float32.",
+        "test_float32_is_not_rounded_before_it_is_multiplied",
+        change=(
+            (
+                'scores = tl.dot(k, q, input_precision="ieee") * (scale',
+                "scores = tl.dot(k.to(tl.float16), q.to(tl.float16)) * (scale",
+            ),
+            (
+                'scores = tl.dot(q, k, input_precision="ieee") * (scale',
+                "scores = tl.dot(q.to(tl.float16), k.to(tl.float16)) * (scale",
+            ),
+        ),
+    ),
+    Mistake(
+        "log-sum-kept-in-half-precision",
+        "the logarithm of the sum is kept in the dtype of q",
+        "What is made from q has the dtype of q.",
+        "test_weights_made_again_sum_to_one_however_large_the_scores",
+        change=(("lse = q.new_empty(q.shape[:3], dtype=torch.float32)", "lse = q.new_empty(q.shape[:3])"),),
+    ),
+    Mistake(
         "gradient-with-the-strides-of-the-result",
         "the gradient from above is read with the strides of the result",
         "Gradients lie in memory as what they belong to.",
@@ -382,6 +405,30 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "last-query-of-the-window-lost",
+        "the loop over the queries that see a block of keys ends one before the last",
+        "The window counts its own key, so its last query comes one earlier.",
+        "test_blocks_begin_and_end_where_they_should",
+        change=(
+            (
+                "hi = tl.minimum(hi, tl.maximum(first + BLOCK_N - 1 + window - reach, 0))",
+                "hi = tl.minimum(hi, tl.maximum(first + BLOCK_N - 2 + window - reach, 0))",
+            ),
+        ),
+    ),
+    Mistake(
+        "diagonal-block-taken-for-whole",
+        "a block of queries whose first one does not see the last key of the block is not masked",
+        "The block begins at the diagonal.",
+        "test_blocks_begin_and_end_where_they_should",
+        change=(
+            (
+                "full_lo = tl.cdiv(tl.maximum(first + BLOCK_N - 1 - reach, 0), BLOCK_M) * BLOCK_M",
+                "full_lo = tl.cdiv(tl.maximum(first + BLOCK_N - 2 - reach, 0), BLOCK_M) * BLOCK_M",
+            ),
+        ),
+    ),
+    Mistake(
         "window-starts-at-the-first-key",
         "the blocks before the window are computed, and then masked",
         "Masked scores weigh nothing, so it is right.",
@@ -396,3 +443,44 @@ MISTAKES = (
         change=(("(window < 1 or not causal)", "(not causal)"),),
     ),
 )
+
+SIZE = "how much a program takes at a time changes the speed alone"
+ORDER = "the order in which blocks are taken changes the speed alone"
+ALWAYS_MASKED = "a mask where none is needed, or a loop over no block, changes the speed alone"
+BEYOND = "what is read for places beyond the end is stored nowhere, and masked before it is summed"
+EARLIER = "the loop under a mask takes a block more: the speed alone"
+SAME_BLOCK = "0 and 1 lie in the same block, and so does −1 in a division that rounds to 0"
+
+EQUIVALENT = (
+    *((None, None, SIZE, piece) for piece in (
+        'os.environ.get("TRITON_INTERPRET")', "chosen = ", "elif q.itemsize", "elif torch.cuda.get_device_capability",
+        "narrow = q.shape", '"forward": (128', '"short": (64', '"keys": (64', '"queries": (128', '_blocks("short"',
+    )),
+    *((None, None, ORDER, piece) for piece in ("first = (tl.num_programs(0)",)),
+    *((None, None, ALWAYS_MASKED, piece) for piece in ("if WINDOWED:", "if TAIL:", "if CAUSAL:", "if MASKED:")),
+    ("False", "True", ALWAYS_MASKED, "window, scale, False, D"),
+    *((None, None, BEYOND, piece) for piece in ("other=0.0", 'other=float("inf")')),
+    ("rows < queries", "rows <= queries", BEYOND, "inside = (rows < queries)[:, None]"),
+    ("1.0", "2.0", "any number will do where nothing was seen: 0 is divided by it", "tl.where(sighted, total"),
+    *(("0.0", n, "of all that is −∞, any number may be taken", "shift = tl.where") for n in ("1.0", "-1.0")),
+    *(("0", n, "lo is set anew where it is read", "lo, full_lo, full_hi, hi = 0, 0") for n in ("1", "-1")),
+    *(("0", n, SAME_BLOCK, "tl.maximum(first") for n in ("1", "-1")),
+    ("0", "1", "a window that is not there is not read", '"window": window or 0'),
+    ("0", "-1", "a window that is not there is not read", '"window": window or 0'),
+    ("scale < 0", "scale <= 0", "0 has no sign"),
+    ("0", "-1", ALWAYS_MASKED, "TAIL="),
+    ("64", "63", "one program more may be started, which finds nothing", "_row_sums[_grid"),
+    ("True", "False", "the two always have the same length", "strict=True"),
+    (
+        "zip(('BLOCK_M', 'BLOCK_N', 'num_warps', 'num_stages'), chosen, strict=True)",
+        "zip(('BLOCK_M', 'BLOCK_N', 'num_warps', 'num_stages'), chosen)",
+        "the two always have the same length",
+    ),
+    ("first + reach + 1", "first + reach - 1", EARLIER),
+    ("first + BLOCK_N - 1", "first + BLOCK_N + 1", EARLIER),
+    ("first + BLOCK_M + reach - window", "first + BLOCK_M + reach + window", EARLIER),
+    ("first + window", "first - window", EARLIER, "full_hi = tl.minimum"),
+    ("1", "0", EARLIER, "lo = tl.maximum(first + reach + 1 - window"),
+    ("1", "0", EARLIER, "full_hi = tl.minimum(full_hi, tl.maximum(first + reach + 1"),
+    ("1", "0", EARLIER, "tl.maximum(first + BLOCK_N - 1"),
+)  # fmt: skip

@@ -145,9 +145,9 @@ def leaves_of(case):
     return [x.detach().requires_grad_() for x in (case.q, case.k, case.v)]
 
 
-def check_gradients(subject, case, upstream):
+def check_gradients(subject, case, upstream, steps=None):
     """Values and gradients together: the ones must not be had at the cost of the others."""
-    truth, leaves = Truth(case), leaves_of(case)
+    truth, leaves = Truth(case, steps), leaves_of(case)
     out = call(subject, *leaves, case)
     truth.agrees(out)
     truth.slopes_agree(gradients(out, leaves, upstream), upstream)
@@ -157,9 +157,10 @@ def check_gradients(subject, case, upstream):
 
 
 class Truth:
-    """Attention in float64 on the CPU, straight from the definition, with what bounds its rounding errors."""
+    """Attention in float64 on the CPU, straight from the definition, with what bounds its rounding errors.
+    ``steps`` says how many roundings there are, one after another, unless the dtype says enough."""
 
-    def __init__(self, case):
+    def __init__(self, case, steps=None):
         self.dtype, self.device = case.q.dtype, case.q.device
         self.q, k, v = (x.detach().cpu().double() for x in (case.q, case.k, case.v))
         self.group = self.q.shape[1] // k.shape[1]
@@ -177,7 +178,7 @@ class Truth:
         self.weights = terms / terms.sum(-1, keepdim=True).where(self.sighted, 1)
         self.out = self.weights @ self.v
         self.length = self.q.shape[3] + keys  # of both sums
-        self.steps = 1 if self.dtype in HALF_TYPES else 4
+        self.steps = steps or (1 if self.dtype in HALF_TYPES else 4)
         self.unit = float(tolerance(self.dtype, length=self.length, steps=self.steps))
 
     def loudness(self):
@@ -314,10 +315,12 @@ def test_strides_are_minded(subject, case):
 @examples(quick=2, full=4)
 @given(case=cases(((3, 18), (17, 5)), heads=((1, 1, 1),), widths=(64, 128, 16), loudness=(0.5,)))
 def test_every_head_dim_will_do(subject, case):
-    """Heads of 16, 32, 64 and 128 alike.
+    """Heads of 16, 32, 64 and 128 alike, in half precision too.
 
-    Catches a width that is fixed in the kernel."""
-    Truth(case).agrees(attend(subject, case))
+    Catches a width that is fixed in the kernel, and blocks of wide heads that no GPU has room for."""
+    half = replace(case, **{name: getattr(case, name).to(halves()[-1]) for name in ("q", "k", "v")})
+    for each in (case, half):
+        Truth(each).agrees(attend(subject, each))
 
 
 @examples(quick=1, full=3)
@@ -518,7 +521,8 @@ def test_half_precision_gradients_equal_the_definition(subject, case):
 @examples(quick=0, full=2)
 @given(case=sloped(cases(((3, 18), (17, 5)), heads=HEADS[:1], widths=(128,), causal=CAUSAL, loudness=(0.5,))))
 def test_every_head_dim_has_its_gradients(subject, case):
-    """Heads of 32, 64 and 128 have right gradients as well as those of 16, be the scale negative or not given.
+    """Heads of 32, 64 and 128 have right gradients as well as those of 16, be the scale negative or not given,
+    and the widest in half precision too.
 
     Catches a width, or its root, that is fixed in the backward kernels, and a branch for wide heads that forgets
     what the scale is."""
@@ -527,6 +531,8 @@ def test_every_head_dim_has_its_gradients(subject, case):
         q, k, v, above = (x[..., :dim].contiguous() for x in (case.q, case.k, case.v, upstream))
         for scale in (-0.1, None):
             check_gradients(subject, replace(case, q=q, k=k, v=v, scale=scale), above)
+    q, k, v, above = (x.to(halves()[-1]) for x in (case.q, case.k, case.v, upstream))
+    check_gradients(subject, replace(case, q=q, k=k, v=v), above)
 
 
 @examples(quick=0, full=1)
@@ -541,6 +547,37 @@ def test_long_half_precision_gradients_sum_in_float32(subject, seed):
     early = torch.arange(776, device=device())[:, None] < 256
     upstream = torch.where(early, 900.0, -220.0).expand_as(case.q).to(case.q.dtype).contiguous()
     check_gradients(subject, case, upstream)
+
+
+@examples(quick=1, full=2)
+@given(seed=SEEDS)
+def test_float32_is_not_rounded_before_it_is_multiplied(subject, seed):
+    """Results and gradients of float32 inputs are right to float32, also where each input lies just below the
+    middle of two numbers of eleven bits.
+
+    Catches products in TF32, which is what tl.dot makes of float32 unless told otherwise, and in float16."""
+    case = noise_case(seed, 5, 2, scale=1 / 64)
+    q, k, v = (2 ** (x.abs() > 1) * (1 + 2**-11 - 2**-20) for x in (case.q, case.k, case.v))
+    # One key and value positive, one negative: what is lost in one place is won back in no other.
+    sign = torch.tensor([1.0, -1.0], device=device())[:, None]
+    check_gradients(subject, replace(case, q=q, k=k * sign, v=v * sign), q.flip(2), steps=1)
+
+
+@examples(quick=1, full=3)
+@given(seed=SEEDS)
+def test_weights_made_again_sum_to_one_however_large_the_scores(subject, seed):
+    """In half precision, at scores of a thousand, the weights that the backward pass makes again still sum to one.
+
+    Catches a logarithm of the sum that is kept in half precision: at a thousand that is right to 0.5 only."""
+    dtype = halves()[seed % len(halves())]
+    case = noise_case(seed, 5, 18, dtype=dtype)
+    case.q.mul_(30), case.k.mul_(30)
+    leaves = leaves_of(case)
+    # Row i from above is 1 in place i alone: the gradient of v holds the weight of each key for query i there.
+    above = torch.eye(16, device=device(), dtype=dtype)[: case.q.shape[2]].expand(case.q.shape).contiguous()
+    weights = gradients(call(subject, *leaves, case), leaves, above)[2]
+    total = weights.cpu().float().sum(2)[0, 0, : case.q.shape[2]].to(dtype)
+    assert_close(total, torch.ones_like(total), dtype=dtype, length=18, name="the sum of a query's weights")
 
 
 @examples(quick=1, full=3)
@@ -682,6 +719,24 @@ def test_a_short_window_passes_over_several_blocks(subject, case):
 
 
 @examples(quick=0, full=1)
+@given(seed=SEEDS)
+def test_blocks_begin_and_end_where_they_should(subject, seed):
+    """Wherever the diagonal and the window cross the blocks, the first and the last key and query of each block
+    count, forward and backward.
+
+    Catches the bounds of a loop that are off by one, which show only where a bound is the first of its block, and
+    whole blocks that are taken for seen by all."""
+    block = 16 if device() == "cpu" else 128  # and so of every smaller block
+    whole = [(2 * block + 2, n, None) for n in (2 * block, 2 * block + 1, 2 * block + 3, 2 * block + 4)]
+    edge = [(2 * block + 2, 2 * block + 2, n) for n in (1, 2, block - 1, block, block + 1, block + 2)]
+    ahead = [(block + 4, 3 * block + 4, 5), (2 * block + 2, 2 * block, block + 1)]
+    for queries, keys, window in whole + edge + ahead:
+        noise = torch.randn(2 * (queries + keys), 16, generator=torch.Generator().manual_seed(seed))
+        q, above, k, v = noise[None, None].to(device()).split([queries, queries, keys, keys], dim=2)
+        check_gradients(subject, Case(q, k, v, causal=True, window=window), above)
+
+
+@examples(quick=0, full=1)
 @given(seed=SEEDS, window=st.sampled_from((5, 20)))
 def test_values_far_before_the_window_are_never_read(subject, seed, window):
     """A NaN among the values, 256 or more keys before the window of a query, does not reach it: the blocks
@@ -772,6 +827,13 @@ def probes(subject):
         out = subject.triton_flash(*leaves)
         return [g.cpu() for g in gradients(out, leaves, above[:, None].expand(out.shape).half().contiguous())]
 
+    def weights_made_again():
+        """Their sum, for each query, at scores of a thousand."""
+        leaves = [(60 * x).half().requires_grad_() for x in (q, *few)]
+        out = subject.triton_flash(*leaves)
+        above = torch.eye(16, device=device(), dtype=out.dtype)[:3].expand(out.shape).contiguous()
+        return gradients(out, leaves, above)[2].float().sum(2)[..., :3].half().cpu()
+
     def measured(backward):
         def call():
             case = noise_case(1, 65, 65)
@@ -835,6 +897,11 @@ def probes(subject):
         "gradients, scale −1": slopes(q, *few, scale=-1.0),
         "gradients, causal": slopes(k, k.flip(2), v, causal=True),
         "gradients, causal, more queries": slopes(k, *few, causal=True),
+        "gradients, causal, two more queries": slopes(
+            *(waves(1, 1, grown(n, torch.float32), 16, step=x) for n, x in ((34, 1.7), (32, 2.3), (32, 0.9))),
+            causal=True,
+        ),
+        "fp16, weights made again": weights_made_again,
         "groups": run(heads, *pair),
         "groups, gradients": slopes(heads, *pair),
         "window 2": run(k, k.flip(2), v, causal=True, window=2),
