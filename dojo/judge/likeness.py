@@ -177,8 +177,8 @@ def likeness(kata: str, mine: Trace, all_known: Known, part: int = 0) -> str | N
     """The name of the mistake that gives these results, if known ones explain all that they have otherwise
     than the reference's.
 
-    Failing that, if they explain it up to ``part`` and most of what later parts ask for is not right either:
-    it may not have been thought of yet."""
+    Failing that, if they explain it up to ``part``: what later parts ask for may not have been thought of yet, and
+    where they share code with this one, the mistake may show there in another way."""
     mine = {label: found for label, found in mine.items() if found != UNWRITTEN}
     odd = differing(mine, all_known.right)
     name = explained(mine, odd, all_known)
@@ -187,8 +187,6 @@ def likeness(kata: str, mine: Trace, all_known: Known, part: int = 0) -> str | N
     brief = catalogue.brief(kata)
     later = {m.name for m in mistakes(kata) if brief.part_of(m.claim) > part}
     late = frozenset().union(*(all_known.shows[name] for name in later)) & mine.keys()
-    if 2 * len(late & odd) <= len(late):
-        return None
     early = {label: found for label, found in mine.items() if label not in late}
     return explained(early, odd - late, all_known.without(later))
 
