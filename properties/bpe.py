@@ -46,6 +46,9 @@ FAMILIES = (
 beginning of another, and some end as another begins."""
 
 
+# The fields of a case are what a card shows. So a claim that goes on to another text, pattern or size puts it there.
+
+
 @dataclass
 class Training:
     text: str
@@ -416,7 +419,8 @@ def test_without_merges_the_ids_are_the_bytes(subject, text, case):
     """With vocab_size 256 nothing is learned, and a text's ids are its UTF-8 bytes.
 
     Catches ids of characters, a vocabulary of the letters seen, and another encoding."""
-    tokenizer = train(subject, Training(case.text, 256, case.pattern))
+    case.vocab_size = 256
+    tokenizer = train(subject, case)
     assert_merges(tokenizer, [])
     assert_equal(ids_of(tokenizer, text), list(text.encode()), "the ids")
 
@@ -428,8 +432,8 @@ def test_training_learns_the_most_frequent_pairs_in_order(subject, case):
     Catches ties left to the order of a dict, ties settled the other way round, counts that miss a
     merge's new neighbours, and one merge too many or too few."""
     for text in (case.text, f"{case.text} {case.text[:5]} {case.text}"):
-        want = learned(text, case.vocab_size, case.pattern)
-        assert_merges(train(subject, replace(case, text=text)), want, f"the merges of {text!r}")
+        case.text = text
+        assert_merges(train(subject, case), learned(case.text, case.vocab_size, case.pattern))
 
 
 @given(first=st.integers(1, 9), others=st.lists(st.integers(0, 5), max_size=5), room=st.integers(1, 6))
@@ -452,7 +456,7 @@ def test_training_ends_when_no_pair_is_left(subject, case, room):
 
     Pairs that stand once are merged as well. Catches max() of nothing, a threshold of two, and merges
     that repeat themselves to fill the room."""
-    case = Training(case.text, 256 + room, case.pattern)
+    case.vocab_size = 256 + room
     tokenizer = train(subject, case)
     assert_merges(tokenizer, learned(case.text, case.vocab_size, case.pattern))
     chunks = [chunk for chunk in chunked(case.text, case.pattern) if chunk]
@@ -470,8 +474,8 @@ def test_the_training_text_gets_shorter(subject, case):
     """Wherever there is a pair and room for a merge, the training text has fewer ids than bytes.
 
     Catches an encode that merges nothing, and a train that learns nothing."""
-    size = len(case.text.encode())
-    tokenizer = train(subject, Training(case.text, 257, None))
+    size, case.vocab_size, case.pattern = len(case.text.encode()), 257, None
+    tokenizer = train(subject, case)
     ids = ids_of(tokenizer, case.text)
     assert_true(len(ids) < size or size < 2, "nothing was merged", expected=f"fewer than {size} ids", got=ids)
 
@@ -484,8 +488,9 @@ def test_encode_merges_what_was_learned_first(subject, case):
     pass over the text, and a pattern that encode forgets."""
     tokenizer = train(subject, case)
     for text in (case.text, case.text + case.trained_on, case.trained_on[::-1]):
-        want = encoded(merges_of(tokenizer), text, case.pattern)
-        assert_equal(ids_of(tokenizer, text), want, f"the ids of {text!r}")
+        case.text = text
+        want = encoded(merges_of(tokenizer), case.text, case.pattern)
+        assert_equal(ids_of(tokenizer, case.text), want, "the ids")
 
 
 @given(case=encodings(patterns=PATTERNS[1:]))
@@ -494,14 +499,16 @@ def test_no_merge_crosses_from_chunk_to_chunk(subject, case):
 
     So encoding a text is encoding its chunks one after the other. Catches a pattern that train or
     encode ignores, chunks that were joined again, and groups of the pattern taken for chunks."""
-    twice = f"{case.trained_on} {case.text[:5]} {case.trained_on}"
+    texts = (case.text, case.trained_on)
+    case.trained_on = f"{case.trained_on} {case.text[:5]} {case.trained_on}"
     for pattern in (case.pattern, r"\w\w", "a+|[^a]", None):
-        tokenizer = train(subject, replace(case, pattern=pattern, trained_on=twice))
-        merges = learned(twice, case.vocab_size, pattern)
-        assert_merges(tokenizer, merges, f"the merges of {twice!r} with the pattern {pattern!r}")
-        for text in (case.text, case.trained_on):
-            want = encoded(merges, text, pattern)
-            assert_equal(ids_of(tokenizer, text), want, f"the ids of {text!r} with the pattern {pattern!r}")
+        case.pattern = pattern
+        tokenizer = train(subject, case)
+        merges = learned(case.trained_on, case.vocab_size, case.pattern)
+        assert_merges(tokenizer, merges, "the merges of trained_on")
+        for case.text in texts:
+            want = encoded(merges, case.text, case.pattern)
+            assert_equal(ids_of(tokenizer, case.text), want, "the ids of text")
 
 
 @examples(quick=2, full=20)
@@ -707,12 +714,14 @@ def test_an_allowed_special_token_is_one_id(subject, case):
     merges = merges_of(tokenizer)
     between = ("ab".join(("", *tokens, "")), " ".join(("", *tokens, "")))
     other_case = "".join(case.tokens).swapcase()
+    permissions = (case.allowed, "all", tuple(case.tokens[::2]), set(case.tokens[1:]))
     for text in (case.text, *between, *overlapping(case.tokens), other_case):
-        for allowed in (case.allowed, "all", tuple(case.tokens[::2]), set(case.tokens[1:])):
+        for allowed in permissions:
+            case.text, case.allowed = text, allowed
             found = {token: tokens[token] for token in (tokens if allowed == "all" else allowed)}
             want = encoded_with(merges, text, case.pattern, found)
             got = ids_of(tokenizer, text, allowed_special=allowed)
-            assert_equal(got, want, f"the ids of {text!r} with {allowed!r} allowed")
+            assert_equal(got, want, "the ids")
             assert_true(
                 allowed == "all" or len(allowed) == len(found), "allowed_special was changed", got=allowed
             )
@@ -724,14 +733,12 @@ def test_a_stretch_is_a_text_of_its_own(subject, case):
 
     ^ matches there, and \\b takes the token for no letter. Catches matches looked for in the whole text, from
     the end of the token on."""
-    for pattern in LOOKS_BACK:
-        tokenizer, tokens = with_tokens(
-            subject, replace(case, trained_on="ab ab aab" + case.trained_on, vocab_size=262, pattern=pattern)
-        )
-        text = "ab".join(("", *tokens, ""))
-        want = encoded_with(merges_of(tokenizer), text, pattern, tokens)
-        got = ids_of(tokenizer, text, allowed_special="all")
-        assert_equal(got, want, f"the ids of {text!r} with the pattern {pattern!r}")
+    case.trained_on, case.vocab_size, case.allowed = "ab ab aab" + case.trained_on, 262, "all"
+    case.text = "ab".join(("", *case.tokens, ""))
+    for case.pattern in LOOKS_BACK:
+        tokenizer, tokens = with_tokens(subject, case)
+        want = encoded_with(merges_of(tokenizer), case.text, case.pattern, tokens)
+        assert_equal(ids_of(tokenizer, case.text, allowed_special="all"), want, "the ids")
 
 
 @given(case=specials())
@@ -770,14 +777,16 @@ def test_special_tokens_may_come_at_any_time(subject, case):
     for none in ([], ()):
         returned(lambda none=none: tokenizer.add_special_tokens(none), f"add_special_tokens({none})")
     merges, tokens = merges_of(tokenizer), {}
-    text = "ab".join(case.tokens)
+    case.text, case.allowed = "ab".join(case.tokens), "all"
     for token in case.tokens:
         returned(
             lambda token=token: tokenizer.add_special_tokens((token,)), f"add_special_tokens({(token,)})"
         )
         tokens[token] = new = 256 + len(merges) + len(tokens)
-        want = encoded_with(merges, text, case.pattern, tokens)
-        assert_equal(ids_of(tokenizer, text, allowed_special="all"), want, f"the ids of {text!r}")
+        want = encoded_with(merges, case.text, case.pattern, tokens)
+        assert_equal(
+            ids_of(tokenizer, case.text, allowed_special="all"), want, f"the ids with {[*tokens]} added"
+        )
         assert_text(tokenizer, [97, new], "a" + token)
 
 
@@ -908,8 +917,9 @@ def test_learning_takes_the_most_frequent_pairs_of_symbols(subject, case):
         f"{case.text} {case.text[:5]} {case.text}",
         case.text.replace("b", ".").replace(" ", "\n"),
     ):
-        want = trained(Counter(characters(text)), case.num_merges, joined)[0]
-        assert_equal(merges_learned(subject, text, case.num_merges), want, f"the merges of {text!r}")
+        case.text = text
+        want = trained(Counter(characters(case.text)), case.num_merges, joined)[0]
+        assert_equal(merges_learned(subject, case.text, case.num_merges), want, "the merges")
 
 
 @given(case=words())
@@ -948,7 +958,8 @@ def test_symbols_are_merged_in_the_order_learned(subject, case):
     Catches the longest match, the first match from the left, and symbols found inside longer ones."""
     merges = learned_words(case)
     for text in (case.text, case.text + case.trained_on, case.trained_on[::-1]):
-        assert_equal(symbols_of(subject, text, merges), segmented(text, merges), f"the symbols of {text!r}")
+        case.text = text
+        assert_equal(symbols_of(subject, case.text, merges), segmented(case.text, merges), "the symbols")
 
 
 @given(case=words(), below=st.integers(1, 3))
