@@ -17,9 +17,9 @@ exactly one more token, in place of the first draft refused or, if none was, aft
 - target_probs is (K + 1, vocab), draft_probs (K, vocab), both of one floating dtype; draft_tokens is (K,),
   int64. Inputs are left alone. Rows are not rounded to less than came in, float64 not to float32 (uniform
   numbers may be float32); for half types, sums run in float32.
-- Rows may sum to 1 only up to rounding (±0.01), and are drawn from as if divided by their sum. If rounding
-  leaves nothing to draw a replacement from, it is drawn from the target's row. A difference, however small,
-  is not nothing.
+- Rows may sum to 1 only up to rounding (±0.01), and are drawn from as if divided by their sum. Whether they
+  are divided before they are compared, here and in part 3, is yours. If rounding leaves nothing to draw a
+  replacement from, it is drawn from the target's row. A difference, however small, is not nothing.
 - ValueError, with the values received, if shapes do not fit; if a row holds a negative number or NaN, or
   sums to something else; if a draft is no token, or has probability 0 in its own row.
 

@@ -157,6 +157,34 @@ MISTAKES = (
         change=(("uniform < wanted / offered", "uniform < 1.15 * wanted / offered"),),
     ),
     Mistake(
+        "ratio-a-little-too-large",
+        "a draft is accepted with probability 1.01 · p/q, or so: one that the target likes a little less always is",
+        "A tolerance keeps rounding from refusing a good draft.",
+        "test_a_draft_is_refused_now_and_then_if_the_target_likes_it_less",
+        change=(("uniform < wanted / offered", "uniform < 1.01 * wanted / offered"),),
+    ),
+    Mistake(
+        "ratio-a-little-too-small",
+        "a draft is accepted with probability 0.99 · p/q, or so: one that the target likes as well may be refused",
+        "A margin keeps the text on the target's side.",
+        "test_a_perfect_draft_is_accepted_whole",
+        change=(("uniform < wanted / offered", "uniform < 0.99 * wanted / offered"),),
+    ),
+    Mistake(
+        "ratio-scaled-down",
+        "a draft is accepted with probability 0.97 · p/q, or less, though the target likes it as well",
+        "A little caution keeps bad drafts out.",
+        "test_a_perfect_draft_is_accepted_whole",
+        change=(("uniform < wanted / offered", "uniform < 0.97 * wanted / offered"),),
+    ),
+    Mistake(
+        "epsilon-in-the-ratio",
+        "an ε is added to q before p is divided by it, which is far too much where q is tiny",
+        "An ε keeps the division safe.",
+        "test_tiny_probabilities_are_compared_as_they_are",
+        change=(("uniform < wanted / offered", "uniform < wanted / (offered + 1e-9)"),),
+    ),
+    Mistake(
         "match-with-the-targets-sample",
         "a draft is accepted if the target's own sample is the same token: Σ p·q instead of Σ min(p, q)",
         "Verifying means sampling from the target, and comparing.",
@@ -263,6 +291,18 @@ MISTAKES = (
             (
                 "    if accepted < len(draft):\n",
                 "    if accepted == len(draft):\n        weights = weights ** (1 / 1.5)\n    if accepted < len(draft):\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "bonus-mixed-with-the-uniform",
+        "the bonus comes from the target's row mixed with a little of the uniform law",
+        "A little smoothing keeps the text from repeating itself.",
+        "test_what_is_all_but_impossible_is_not_drawn",
+        change=(
+            (
+                "    if accepted < len(draft):\n",
+                "    if accepted == len(draft):\n        weights = 0.99 * weights + 0.01 * (weights > 0) / (weights > 0).sum()\n    if accepted < len(draft):\n",
             ),
         ),
     ),
@@ -759,6 +799,19 @@ MISTAKES = (
                 "ahead = torch.Generator().set_state(generator.get_state())\n"
                 "        emitted = speculative_step(target_probs, draft_probs, draft_tokens, generator=ahead)",
             ),
+        ),
+    ),
+    Mistake(
+        "drafts-from-the-initial-seed",
+        "every call draws its drafts with a new generator, from the first seed of the one it is given",
+        "The draft model has a generator of its own, and the seed makes it reproducible.",
+        "test_each_text_has_drafts_of_its_own",
+        change=(
+            (
+                "    text, end = prompt,",
+                "    own = torch.Generator().manual_seed(generator.initial_seed())\n    text, end = prompt,",
+            ),
+            ("min(k, end - len(text)), generator)", "min(k, end - len(text)), own)"),
         ),
     ),
     Mistake(

@@ -2,12 +2,12 @@
 loop that writes the target's text in as few runs as the drafts allow; and the arithmetic that chooses k.
 
 Most claims are about support and have no false alarms: rows are multiples of 1/8, exact in every dtype,
-and what is said of them holds whatever is drawn. Five claims count. Theirs are fixed tables and fixed
+and what is said of them holds whatever is drawn. Seven claims count. Theirs are fixed tables and fixed
 seeds, so that a file gets the same verdict every time; what is random is only which of the right ways to
 use a generator the file has chosen. A cell that a right file fills with probability p deviates as far as
 ``surprise`` allows with a probability of at most 2·exp(−SURPRISE) (Chernoff's bound, no approximation);
 there are fewer than 150 cells in the kata, so a right file is refused with a probability below
-150 · 2·exp(−27) + 2 · 1e-10 = 8e-10, all stages together.
+150 · 2·exp(−27) + 3 · 1e-10 = 9e-10, all stages together.
 """
 
 import math
@@ -585,6 +585,25 @@ def test_rows_that_sum_to_a_little_less_are_drawn_from_as_others(subject, drafts
         )
 
 
+@examples(quick=0, full=2)
+@given(drafts=st.sampled_from((0, 1)))
+def test_what_is_all_but_impossible_is_not_drawn(subject, drafts):
+    """If one token of sixteen has all but 2⁻⁴⁵ of what is drawn from, no other comes in 1,500 steps: neither as a
+    bonus nor as a replacement.
+
+    One would with a probability of 1500 · 2⁻⁴⁵ = 4e-11. Catches a law that is mixed with the uniform one, be it
+    by 1%, and an ε on the weights."""
+    row = torch.full((17,), 2.0**-49, dtype=torch.float64)
+    row[0], row[16] = 1 - 15 * 2.0**-49, 0
+    target, draft = row.expand(drafts + 1, -1).contiguous(), torch.zeros(drafts, 17, dtype=torch.float64)
+    draft[:, 16] = 1
+    generator, tokens = seeded(19), torch.full((drafts,), 16)
+    for _ in range(1500):
+        got = as_tuple(subject.speculative_step(target, draft, tokens, generator=generator))
+        message = "a token of probability 2⁻⁴⁹ is drawn"
+        assert_true(got == (0,), message, expected=[0], got=list(got))
+
+
 @given(case=cases(any_step, dtypes=WIDE, least=3))
 def test_the_generator_is_the_only_source_of_randomness(subject, case):
     """The same state of the generator gives the same tokens, and no global random state is moved.
@@ -921,6 +940,23 @@ LOOPS = (
 )
 
 
+@examples(quick=0, full=2)
+@given(seed=st.sampled_from((3, 4)))
+def test_each_text_has_drafts_of_its_own(subject, seed):
+    """Two texts on one generator do not begin with the same sixty drafts, of two tokens that are equally likely.
+
+    They would with a probability of 2⁻⁶⁰. Catches drafts drawn with a generator that each call makes anew from
+    the first seed of the one given, while the verdicts use that one."""
+    even = [[1 / 2, 1 / 2]]
+    case, generator, first = Run(even, even, torch.tensor([1]), 61, 60, None, seed), seeded(seed), []
+    for _ in range(2):
+        target, draft = (Model(name, even, torch.float64) for name in ("target", "draft"))
+        subject.speculative_generate(target, draft, case.prompt, 61, k=60, generator=generator)
+        first.append(next((drafts for _, drafts in rounds(case, target)), []))
+    message = "the second text begins with the drafts of the first"
+    assert_true(not first[0] or first[0] != first[1], message, got=first[1])
+
+
 @examples(quick=0, full=len(LOOPS))
 @given(case=st.sampled_from(LOOPS))
 def test_the_text_is_distributed_as_the_targets(subject, case):
@@ -963,7 +999,7 @@ class Tally:
         for token in new:
             self.add("token", token, dict(enumerate(p)))
         earlier = []
-        for (start, drafts), (after, _) in pairwise(self.rounds(case, target)):
+        for (start, drafts), (after, _) in pairwise(rounds(case, target)):
             kept, last = after - start - 1, text[start - 1]
             for i, token in enumerate(drafts):
                 verdict = earlier[i] if i < len(earlier) else "not judged"
@@ -980,13 +1016,14 @@ class Tally:
                 law = {"kept": min(1.0, p[token] / q[token]), "refused": max(0.0, 1 - p[token] / q[token])}
                 self.add(f"a draft with p/q = {p[token] / q[token]:.3g} that is", verdict, law)
 
-    def rounds(self, case, target):
-        """Where each round begins, and its drafts: what the target reads beyond the text, of which it has not
-        read the last token."""
-        for before, context in target.contexts:
-            start = len(before) + 1 if len(before) >= len(case.prompt) else len(case.prompt)
-            if len(context) > start:
-                yield start, context[start:]
+
+def rounds(case, target):
+    """Where each round begins, and its drafts: what the target reads beyond the text, of which it has not
+    read the last token."""
+    for before, context in target.contexts:
+        start = len(before) + 1 if len(before) >= len(case.prompt) else len(case.prompt)
+        if len(context) > start:
+            yield start, context[start:]
 
 
 @examples(full=30)
@@ -1280,6 +1317,16 @@ def probes(subject):
         _, drafts = seen.by_what["where this draft of the last round was refused, draft"]
         return drafts[1] > 0.8 * drafts.total()
 
+    def first_drafts():
+        """Whether two texts on one generator begin with the same twenty drafts."""
+        even, generator, first = [[1 / 2, 1 / 2]], seeded(5), []
+        case = replace(LOOPS[2], prompt=torch.tensor([0]))
+        for _ in range(2):
+            models = Model("target", even, torch.float64), Model("draft", even, torch.float64)
+            subject.speculative_generate(*models, case.prompt, 21, k=20, generator=generator)
+            first.append(next((drafts for _, drafts in rounds(case, models[0])), []))
+        return first[0] == first[1]
+
     def drafts_like_the_last_token():
         seen, even = Tally(), [[1 / 2, 1 / 2]]
         seen.read(replace(LOOPS[2], prompt=torch.tensor([0])), *written(even, even, 56, 4))
@@ -1296,6 +1343,8 @@ def probes(subject):
         ]
         return torch.equal(*texts)
 
+    hardly = Odds([[tiny, 1 - tiny], [1, 0]], [[1, 0]], [0], 500)
+    sure = [1 - 15 * tiny**2, *[tiny**2] * 15]
     says, even, near = (
         [[0.0, 1, 0], [1, 0, 0], [0, 0, 1]],
         [[1 / 3] * 3] * 2,
@@ -1365,6 +1414,13 @@ def probes(subject):
         "nine hundred drafts with p/q = 127/128": lambda: all_kept(
             900, [127 / 256, 129 / 256], [1 / 2, 1 / 2]
         ),
+        "six hundred drafts that the target likes better": lambda: all_kept(
+            600, [3 / 4, 1 / 4], [1 / 2, 1 / 2]
+        ),
+        "a draft that the target hardly allows": lambda: any(
+            len(tokens) > 1 for tokens in outcomes(subject, hardly, seeded(5))
+        ),
+        "all but impossible": lambda: len(support([sure], [], [], calls=400)) > 1,
         "random states moved by acceptance": lambda: moved(
             lambda: step([*near, says[0]], near[::-1], [1, 0])
         ),
@@ -1390,6 +1446,7 @@ def probes(subject):
         "drafts after a refusal": drafts_after_a_refusal,
         "drafts and the last token": drafts_like_the_last_token,
         "two texts": alike,
+        "drafts of two texts": first_drafts,
         "random states moved by the loop": lambda: moved(lambda: text(soft, max_new_tokens=3)),
         "an eos that is drafted and refused": lambda: text(stubborn, eos=1),
         "an eos in the prompt": lambda: text(stubborn, eos=2),

@@ -13,7 +13,8 @@ residual is divided, so that it adds max(p(x) − q(x), 0); and min(p, q) + max(
 more often: Σ min(p, q) = 1 − TV(p, q) bounds the agreement of any two variables with these laws.
 
 Conventions: one uniform per draft and another draw for the token that follows them; half types are
-computed in float32. Within a round the text known so far is prompt + emitted tokens; between rounds both
+computed in float32. Rows sum to 1 up to rounding: they are compared as they are, and what is drawn from is
+divided by its sum. Within a round the text known so far is prompt + emitted tokens; between rounds both
 caches hold a prefix of it that lacks at least its last token, which no model has read yet.
 
 Cost: O(K·vocab) a step; a round is K draft runs and one target run, for (1 − α^{K+1}) / (1 − α) tokens
