@@ -6,8 +6,11 @@ time with another seed, by turns on one thread and on two.
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
@@ -40,7 +43,8 @@ def _fairness(kata: str, runs: int) -> Iterator[str]:
             yield said(f"  {path.name}, seed {seed}: {verdict.outcome}: {verdict.message}")
     yield said(
         f"{kata}: {len(styles(kata))} styles × {runs} runs, {refusals} refusals; "
-        f"on one thread and on two by turns, {time.monotonic() - started:.0f} s"
+        f"on one thread and on two by turns, {time.monotonic() - started:.0f} s; Python {platform.python_version()}, "
+        f"torch {version('torch')}, {os.cpu_count()} cores"
     )
 
 

@@ -63,6 +63,7 @@ ENDS = {
     ),
     "100 GB by torch": (softmax_that("x.new_empty(25 * 10**9)"), "out_of_memory", "2 GB"),
     "100 GB by Python": (softmax_that("bytearray(100 * 10**9)"), "out_of_memory", "2 GB"),
+    "MemoryError of its own": (softmax_that('raise MemoryError("no block is free")'), "rejected", None),
     "memory at import": (loaded_with("held = bytearray(100 * 10**9)"), "out_of_memory", "loaded"),
     "endless printing": (softmax_that("while True:\n    print('x' * 1000)"), "timed_out", "Softmax returns"),
     "a syntax error": (REFERENCE + "\ndef broken(:\n", "does_not_load", "SyntaxError"),

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -279,11 +280,13 @@ def _tail(frames: TracebackType | None, most: int = 50) -> TracebackType | None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """MemoryError, or what torch's allocator raises in its place, anywhere in the chain."""
+    """MemoryError, or what torch's allocators raise in its place, anywhere in the chain; unless it was raised by a
+    ``raise``, say where a cache has no block left."""
     while error is not None:
         refused = isinstance(error, RuntimeError) and "allocate memory" in str(error)
         if refused or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-            return True
+            frames = traceback.extract_tb(error.__traceback__)
+            return not (frames and (frames[-1].line or "").startswith("raise"))
         error = error.__cause__ or error.__context__
     return False
 

@@ -5,8 +5,10 @@ import torch
 import triton
 import triton.language as tl
 
-BM = 16
-BN = 16
+
+def blocks(D):
+    """How many rows a tile has: all its products, rows · rows · D, are held at once."""
+    return 512 // D
 
 
 @triton.jit
@@ -124,11 +126,11 @@ class Function(torch.autograd.Function):
             D,
             causal,
             window is not None,
-            BM,
-            BN,
+            blocks(D),
+            blocks(D),
         )
         if B:
-            fwd[(triton.cdiv(T_q, BM), B * H)](
+            fwd[(triton.cdiv(T_q, blocks(D)), B * H)](
                 q.contiguous(), repeated(k, H), repeated(v, H), out, lse, *ctx.rest
             )
         ctx.save_for_backward(q, k, v, out, lse)
@@ -143,7 +145,7 @@ class Function(torch.autograd.Function):
         dq = torch.zeros((B, H, T_q, D), dtype=torch.float32, device=q.device)
         dk, dv = (torch.empty((B, H, T_k, D), dtype=torch.float32, device=q.device) for _ in range(2))
         inputs = [q.contiguous(), repeated(k, H), repeated(v, H), g.contiguous()]
-        bwd[(triton.cdiv(T_k, BN), B * H)](*inputs, lse, delta, dq, dk, dv, *ctx.rest)
+        bwd[(triton.cdiv(T_k, blocks(D)), B * H)](*inputs, lse, delta, dq, dk, dv, *ctx.rest)
         dk, dv = (x.view(B, KV, H // KV, T_k, D).sum(2).to(q.dtype) for x in (dk, dv))
         return dq.to(q.dtype), dk, dv, None, None, None
 
