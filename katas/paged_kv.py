@@ -40,7 +40,7 @@ count as told. Ids are compared themselves, or by a hash without known collision
   block; of several, the one that was let go first is taken first, and of those that one free let go, the
   last of the sequence.
 - append itself never looks for cached blocks. Of two blocks with the same ids and the same ids before them,
-  only one need be cached, either.
+  only one need be cached, either; once that one is taken, what comes behind the other need not be found.
 
 Example:
 

@@ -751,6 +751,40 @@ MISTAKES = (
         change=((KEY, 'own = array("q", tokens).tobytes()\n    return digest[-len(own) :] + own'),),
     ),
     Mistake(
+        "key-of-the-block-found-before",
+        "a block's key holds the id of the cached block before it, which may be another's by then",
+        "A block's id stands for what it holds.",
+        "test_what_follows_a_twin_is_found_behind_its_own_ids",
+        change=(
+            (
+                "                self._remember(table.blocks[i], table._digest)\n",
+                "                self._remember(table.blocks[i], table._digest)\n"
+                '                table._digest = b"%d" % self._cached[table._digest]\n',
+            ),
+            (
+                "table.length, table._digest = stop, digest",
+                'table.length, table._digest = stop, b"%d" % block',
+            ),
+        ),
+    ),
+    Mistake(
+        "key-of-its-own-block-before",
+        "a block's key holds the id of the block before it in its own table, which need not be the cached one",
+        "No other block has these ids.",
+        "test_what_follows_a_twin_is_found_behind_its_own_ids",
+        change=(
+            (
+                "                self._remember(table.blocks[i], table._digest)\n",
+                "                self._remember(table.blocks[i], table._digest)\n"
+                '                table._digest = b"%d" % table.blocks[i]\n',
+            ),
+            (
+                "table.length, table._digest = stop, digest",
+                'table.length, table._digest = stop, b"%d" % block',
+            ),
+        ),
+    ),
+    Mistake(
         "hash-without-comparison",
         "Python's hash of the ids is the key, and hash(−1) = hash(−2)",
         "A hash stands for what was hashed.",

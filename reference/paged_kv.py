@@ -17,7 +17,8 @@ Conventions:
 - **What is cached.** Full blocks whose token ids are known from the beginning of the sequence, because the
   keys and values of a token depend on all the tokens before it. The key is a SHA-256 chained from block to
   block, dᵢ = H(dᵢ₋₁ ‖ ids of block i): 32 bytes stand for the whole prefix. Unlike Python's ``hash``, where
-  −1 and −2 collide, it has no known collisions, so the ids need not be kept for comparison.
+  −1 and −2 collide, it has no known collisions, so the ids need not be kept for comparison. Of two blocks
+  with one key the first is cached; once it is taken, what comes behind the second is not found.
 - **What is evicted.** A cached block without an owner counts as free and keeps its content until no blank
   block is left. Then the one freed longest ago goes. A table frees its last block first, so that a prefix
   outlives what was built on it and no chain is cut in the middle.
