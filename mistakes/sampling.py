@@ -447,6 +447,40 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "low-temperature-is-greedy",
+        "a temperature below 0.1 is taken for 0: of equal tokens one always comes",
+        "So cold a distribution is as good as its maximum.",
+        "test_a_low_temperature_draws_among_equals",
+        change=((COLD, COLD.replace("temperature == 0", "0 <= temperature < 0.1")),),
+    ),
+    Mistake(
+        "epsilon-on-the-probabilities",
+        "an ε is added to every probability, and in a large vocabulary all of them together outweigh the likely tokens",
+        "An ε keeps the draw from failing.",
+        "test_many_unlikely_tokens_stay_unlikely",
+        change=((DRAWN, "    weights = (weights + 1e-4) * (weights > 0)\n" + DRAWN),),
+    ),
+    Mistake(
+        "few-seeds",
+        "each call seeds a generator with a number below 1,024: the calls soon repeat one another",
+        "A random seed is random enough.",
+        "test_no_two_calls_draw_alike",
+        change=(
+            (
+                DRAWN,
+                "    seed = int(torch.randint(1024, (), generator=generator))\n"
+                + DRAWN.replace("generator=generator", "generator=torch.Generator().manual_seed(seed)"),
+            ),
+        ),
+    ),
+    Mistake(
+        "temperature-a-little-off",
+        "sample draws at a temperature that is a few percent too high",
+        "A little more temperature makes up for rounding.",
+        "test_one_token_is_as_likely_as_many_others_together",
+        change=((ORDER, ORDER.replace("temperature(logits, t)", "temperature(logits, 1.05 * t)")),),
+    ),
+    Mistake(
         "read-from-a-copy",
         "the draw reads a copy of the generator, which itself moves on by one number only",
         "One number a call is enough to be different.",
