@@ -25,7 +25,8 @@ isend, irecv, send, recv and batch_isend_irecv of torch.distributed.
 - ``group`` is as in torch.distributed: None is the default group; otherwise its ranks may be any of the world's,
   and peers are named by their rank in the world (dist.get_global_rank).
 - Every request is waited for before the function returns; a buffer is not touched between the posting of its
-  message and the end of the wait. Empty messages may be sent or left out.
+  message and the end of the wait. Empty messages may be sent or left out. On gloo a loop that asks is_completed()
+  may go on for ever: only wait() is sure to finish a request.
 - With ``pieces``, each chunk travels as up to so many messages, none of more than ceil(ceil(n/N)/pieces) elements,
   and while a rank waits for a message, the receive of the next one of that chunk is already posted: so it is on
   its way while this one is added.

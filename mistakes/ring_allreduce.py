@@ -444,8 +444,53 @@ MISTAKES = (
         "nan-taken-for-zero",
         "what comes in is cleaned of NaN and infinities before it is added",
         "nan_to_num does no harm.",
-        "test_what_is_not_finite_reaches_every_rank",
+        "test_what_is_not_finite_is_in_its_chunk",
         change=(("        landing += term\n", "        landing.nan_to_num_()\n        landing += term\n"),),
+    ),
+    Mistake(
+        "sum-made-finite",
+        "NaN and infinities are taken out of the sum that ring_allreduce returns",
+        "An optimizer shall not see a NaN.",
+        "test_what_is_not_finite_reaches_every_rank",
+        change=(("    return whole.view(x.shape)", "    return whole.nan_to_num().view(x.shape)"),),
+    ),
+    Mistake(
+        "order-of-memory-in-the-sum",
+        "ring_allreduce takes the elements in the order in which they lie in memory",
+        "A clone is contiguous.",
+        "test_all_reduce_takes_any_strides",
+        change=(
+            (
+                "    _reduce(x, chunks, group, pieces)\n",
+                "    _reduce(x.clone().as_strided((x.numel(),), (1,)), chunks, group, pieces)\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "floor-or-ceil-for-anyone",
+        "a chunk of floor(n/N) or ceil(n/N) elements is accepted from any rank",
+        "Chunks have one of two sizes.",
+        "test_a_chunk_of_the_wrong_size_is_refused",
+        change=(
+            (
+                "    if chunk.shape != own.shape:\n",
+                "    if chunk.ndim != 1 or len(chunk) not in (len(chunks[0]), len(chunks[-1])):\n",
+            ),
+            ("    own.copy_(chunk)\n", "    own.zero_()[: len(chunk)] = chunk[: len(own)]\n"),
+        ),
+    ),
+    Mistake(
+        "a-message-for-the-rest",
+        "the length of a piece is rounded down, so that a rest travels in messages of its own",
+        "The length of a piece is share // pieces.",
+        "test_a_chunk_travels_in_no_more_messages_than_pieces",
+        change=(
+            (
+                "    _reduce(x, chunks, group, pieces)\n",
+                "    share = len(chunks[0])\n    pieces = -(-share // max(1, share // pieces)) or 1\n"
+                "    _reduce(x, chunks, group, pieces)\n",
+            ),
+        ),
     ),
 )
 

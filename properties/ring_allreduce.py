@@ -62,6 +62,15 @@ def shaped(draw, pieces=(1,), worlds=WORLDS):
 
 
 @st.composite
+def strided(draw):
+    """Tensors of two or three dimensions, none of them contiguous."""
+    world = draw(st.sampled_from((2, 3, 1) if MOST > 2 else WORLDS))
+    shape = distinct(draw, draw(st.integers(2, 3)), low=2, high=4)
+    layouts = ("transposed", *(draw(st.sampled_from(("transposed", "strided"))) for _ in range(world - 1)))
+    return Ranks(world, None, [fill(draw, shape, layout=layout) for layout in layouts])
+
+
+@st.composite
 def subgroups(draw, pieces=(1,)):
     """Some ranks of a world are a group; the others take no part."""
     group, n = draw(st.sampled_from(SUBGROUPS)), draw(st.integers(1, 9))
@@ -74,6 +83,15 @@ def even(draw, pieces=(2, 3, 4)):
     """Sizes that ranks and pieces divide."""
     world, count = draw(st.sampled_from(WORLDS)), draw(st.sampled_from(pieces))
     n = world * count * draw(st.integers(1, 3))
+    return Ranks(world, None, [fill(draw, (n,)) for _ in range(world)], count)
+
+
+@st.composite
+def uneven(draw):
+    """Sizes that pieces do not divide, and ranks not always."""
+    world = draw(st.sampled_from(WORLDS))
+    share, count = draw(st.sampled_from(((4, 3), (5, 2), (5, 4), (7, 3), (9, 4))))
+    n = world * share - draw(st.integers(0, 1)) * (world > 1)
     return Ranks(world, None, [fill(draw, (n,)) for _ in range(world)], count)
 
 
@@ -258,6 +276,16 @@ def test_sums_are_taken_in_the_dtype_of_x(subject, case):
     scattered(subject, case)
 
 
+@examples(quick=2, full=16)
+@given(case=rings(sizes=st.integers(2, 9), dtypes=FLOATS), bad=st.sampled_from((math.inf, math.nan)))
+def test_what_is_not_finite_is_in_its_chunk(subject, case, bad):
+    """An infinity or a NaN on one rank is in its chunk of the sum, in its place and no other.
+
+    Catches NaN and infinities that are made finite, and zeros that multiply."""
+    case.xs[-1][1], case.xs[0][0] = bad, -bad
+    answered(scattered, subject, case)
+
+
 @few
 @given(case=rings(worlds=LARGER, sizes=st.integers(4, 12)))
 def test_reduce_scatter_goes_one_way_round(subject, case):
@@ -348,15 +376,19 @@ def test_all_gather_passes_each_chunk_once_round(subject, case):
 def test_a_chunk_of_the_wrong_size_is_refused(subject, case, extra):
     """A chunk that has more or fewer elements than tensor_split gives this rank is a ValueError; the right one is not.
 
-    Catches chunks that are cut off or padded in silence."""
+    Also where it is of the size that another rank's has. Every rank brings a wrong one, so that none need wait for
+    one that has raised. Catches chunks that are cut off or padded in silence, and floor or ceil of n/N for anyone."""
     gathered(subject, case)
-    sizes = [len(c) + (extra if len(c) + extra >= 0 else 1) for c in case.chunks]
-    calls = [(torch.ones(size), case.numel) for size in sizes]
-    refuses(
-        ValueError, lambda: ranks.run(subject, "all_gather", calls, world=case.world, group=case.group),
-        because=f"of {case.numel} elements the ranks hold {[len(c) for c in case.chunks]}, "
-        f"and they bring {sizes}",
-    )  # fmt: skip
+    right = [len(c) for c in case.chunks]
+    brought = [[size + (extra if size + extra >= 0 else 1) for size in right]]
+    if right[0] != right[-1]:
+        brought.append([right[0] + right[-1] - size for size in right])
+    for sizes in brought:
+        calls = [(torch.ones(size), case.numel) for size in sizes]
+        refuses(
+            ValueError, lambda calls=calls: ranks.run(subject, "all_gather", calls, world=case.world, group=case.group),
+            because=f"of {case.numel} elements the ranks hold {right}, and they bring {sizes}",
+        )  # fmt: skip
 
 
 @few
@@ -378,6 +410,15 @@ def test_all_reduce_returns_a_new_tensor_of_the_shape_of_x(subject, case):
         assert_tensor(answer.value, shape=x.shape, dtype=x.dtype)
         untouched({"x": x}, {"x": answer.args[0]})
         assert_true(not answer.shares, f"the sum on rank {answer.rank} lies in the memory of x")
+
+
+@examples(quick=2, full=16)
+@given(case=strided())
+def test_all_reduce_takes_any_strides(subject, case):
+    """ring_allreduce sums x in its logical order, also where x is transposed or every second element of memory.
+
+    Catches elements taken in the order in which they lie in memory."""
+    answered(reduced, subject, case)
 
 
 @few
@@ -506,6 +547,27 @@ def test_no_message_is_larger_than_a_piece(subject, case):
     one_way(answers, case)
 
 
+@examples(quick=2, full=16)
+@given(case=uneven())
+def test_a_chunk_travels_in_no_more_messages_than_pieces(subject, case):
+    """A rank sends at most 2(N − 1)·pieces messages that hold something, also where pieces does not divide a chunk.
+
+    Catches pieces whose length is rounded down, so that a rest is left for one message more."""
+    answers, most = reduced(subject, case), 2 * (case.world - 1) * case.pieces
+    cap = ceil(ceil(case.xs[0].numel(), case.world), case.pieces)
+    for answer in answers:
+        sent = sum(m.numel > 0 for m in answer.sent)
+        assert_true(
+            sent <= most, f"rank {answer.rank} sends {sent} messages with pieces={case.pieces}",
+            expected=f"at most 2·(N − 1)·pieces = {most}", got=sent,
+        )  # fmt: skip
+        largest = max((m.numel for m in answer.messages), default=0)
+        assert_true(
+            largest <= cap, f"a message of rank {answer.rank} is larger than a piece",
+            expected=f"at most {cap} elements", got=f"{largest} elements",
+        )  # fmt: skip
+
+
 @few
 @given(case=even())
 def test_the_next_receive_is_posted_before_a_piece_is_waited_for(subject, case):
@@ -611,17 +673,25 @@ def probes(subject):
         | both("halves", "reduce_scatter", calls(3, 6, torch.bfloat16), 3)
         | both("whole numbers", "reduce_scatter", calls(2, 4, torch.int64, 2.0**40), 2)
         | both("strided", "reduce_scatter", [(x.view(3, 2).t(),) for x in tensors(2, 6)], 2)
+        | both(
+            "an infinity in a chunk",
+            "reduce_scatter",
+            [(torch.tensor([1.0, math.inf, 2.0]),), (torch.tensor([math.nan, 1.0, 2.0]),)],
+            2,
+        )
         | both("in a group", "reduce_scatter", calls(len(group), 5), group[-1] + 1, group)
         | both("alone", "reduce_scatter", calls(1, 3), 1)
         | both("gathered", "all_gather", chunks, 3)
         | both("gathered evenly", "all_gather", [(c, 6) for c in whole[:6].tensor_split(3)], 3)
         | both("a chunk too small", "all_gather", [(c[:1], 7) for c, _ in chunks], 3)
+        | both("each other's size", "all_gather", [(whole[:size], 5) for size in (2, 3)], 2)
         | both("the sum", "ring_allreduce", calls(3, 7), 3)
         | both("an even sum", "ring_allreduce", calls(3, 6), 3)
         | both("a sum of halves", "ring_allreduce", calls(3, 6, torch.bfloat16), 3)
         | both("a sum of whole numbers", "ring_allreduce", calls(2, 4, torch.int64, 2.0**40), 2)
         | both("a number", "ring_allreduce", [(x[0],) for x in tensors(2, 1)], 2)
         | both("a table", "ring_allreduce", [(x.view(3, 2),) for x in tensors(2, 6)], 2)
+        | both("a table on its side", "ring_allreduce", [(x.view(3, 2).t(),) for x in tensors(2, 6)], 2)
         | both("a sum alone", "ring_allreduce", calls(1, 3), 1)
         | both("a sum in a group", "ring_allreduce", calls(len(group), 5), group[-1] + 1, group)
         | both("three pieces", "ring_allreduce", calls(2, 12), 2, pieces=3)
@@ -639,6 +709,12 @@ def probes(subject):
             [(torch.tensor([2**53 + 1, 3]),), (torch.tensor([2, 5]),)],
             2,
         )
+        | {
+            "messages of uneven pieces": lambda: [
+                max(12, sum(m.numel > 0 for m in a.sent))
+                for a in ranks.run(subject, "ring_allreduce", [(torch.ones(12),)] * 3, world=3, pieces=3)
+            ]
+        }
         | {
             "messages of a sum": lambda: [
                 max(2, sum(m.numel > 0 for m in a.sent))
