@@ -1442,7 +1442,7 @@ def replay(subject, steps, *, blocks=8, size=2, heads=1, dim=1):
     """The trace of a script: after each step what it raised, num_free, and what each live table reads.
 
     Block ids are left out, since which ones are taken is open; how many are shared is not. Every block is
-    filled with 50 first, so that what a blank slot holds is the same each time."""
+    filled with 50 first, and whatever was never appended, 50 included, reads as "blank"."""
     pool = subject.BlockPool(blocks, heads, size, dim, dtype=torch.float64)
     tables, live, log, serial = {}, set(), [], itertools.count(1)
     place_of = torch.arange(heads, dtype=torch.float64).reshape(-1, 1, 1) / 10 + torch.arange(dim) / 100
@@ -1481,7 +1481,9 @@ def replay(subject, steps, *, blocks=8, size=2, heads=1, dim=1):
     def state(place):
         table = tables[place]
         read = said(pool.gather, table)
-        read = read if isinstance(read, str) else [part.tolist() for part in read]
+        if not isinstance(read, str):
+            read = [[[["blank" if not 1 <= abs(x) < 50 else x for x in row] for row in head]
+                     for head in part.tolist()] for part in read]  # fmt: skip
         held = set(map(int, table.blocks))
         shared = [len(held & set(map(int, tables[other].blocks))) for other in sorted(live)]
         return [table.length, len(table.blocks), len(held), shared, read]
