@@ -448,6 +448,13 @@ MISTAKES = (
         change=(("        landing += term\n", "        landing.nan_to_num_()\n        landing += term\n"),),
     ),
     Mistake(
+        "sums-cleaned",
+        "each sum is cleaned of NaN and infinities once the own term is added",
+        "A NaN must not spread.",
+        "test_what_is_not_finite_is_in_its_chunk",
+        change=(("        landing += term\n", "        landing += term\n        landing.nan_to_num_()\n"),),
+    ),
+    Mistake(
         "sum-made-finite",
         "NaN and infinities are taken out of the sum that ring_allreduce returns",
         "An optimizer shall not see a NaN.",
