@@ -469,6 +469,13 @@ MISTAKES = (
         change=((TOGETHER_DECAY, ""),),
     ),
     Mistake(
+        "foreach-decay-lost-in-bfloat16",
+        "under foreach parameters of bfloat16 never decay",
+        "The copy in float32 has seen the decay already.",
+        "test_decay_reaches_parameters_of_every_dtype",
+        change=((TOGETHER_DECAY, "        if ps[0].dtype != torch.bfloat16:\n    " + TOGETHER_DECAY),),
+    ),
+    Mistake(
         "foreach-on-nothing",
         "under foreach a step without any gradient raises, for the lists are empty",
         "There is always a gradient.",

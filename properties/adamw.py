@@ -639,6 +639,29 @@ def test_foreach_equals_the_definition(subject, case, given_as):
             untouched({f"gradient of parameter {i}": was}, {f"gradient of parameter {i}": leaf.grad})
 
 
+@examples(quick=2, full=20)
+@given(
+    case=runs(gaps=False, most=2, dtypes=st.sampled_from((torch.bfloat16, torch.float32, torch.bfloat16))),
+    foreach=st.sampled_from((True, True, False)),
+)
+def test_decay_reaches_parameters_of_every_dtype(subject, case, foreach):
+    """With lr 0.5 and weight_decay 1 a zero gradient halves every weight at each step, in bfloat16 too, with
+    foreach or without.
+
+    So strong a decay stands clear of bfloat16's rounding. Catches a decay of the parameters when it is a
+    copy in float32 that is updated and written back."""
+    options = case.options | {"lr": 0.5, "weight_decay": 1.0}
+    starts = [start + (start == 0) for start in case.params]
+    leaves = replace(case, params=starts).leaves()
+    optimiser = subject.AdamW(leaves, **options, foreach=foreach)
+    for taken in range(1, len(case.grads) + 1):
+        give(leaves, [torch.zeros_like(x) for x in starts], case.reused)
+        optimiser.step()
+        for i, (leaf, start) in enumerate(zip(leaves, starts, strict=True)):
+            want, name = start.double() / 2**taken, f"parameter {i} after {taken} steps with gradient 0"
+            assert_close(leaf, want, dtype=start.dtype, name=name)
+
+
 @examples(quick=3, full=30)
 @given(case=runs(mixed=True, count=(2, 4), least=2))
 def test_foreach_copes_with_gaps_and_other_dtypes(subject, case):
@@ -911,6 +934,13 @@ def probes(subject):
         optimiser.step()
         return [leaf.detach() for leaf in leaves]
 
+    def halved(foreach):  # weights of bfloat16, exactly
+        leaf = torch.tensor([1.0, -2.0, 4.0], dtype=torch.bfloat16).requires_grad_()
+        optimiser = subject.AdamW([leaf], lr=0.5, weight_decay=1.0, foreach=foreach)
+        give([leaf], [torch.zeros(3, dtype=torch.bfloat16)])
+        optimiser.step()
+        return leaf.detach().double()
+
     together = strong | {"foreach": True}
     tiny = {"lr": 0.1, "weight_decay": 0.0, "eps": 1e-10}
     return {
@@ -946,5 +976,6 @@ def probes(subject):
         "foreach, resumed with a past": lambda: resumed(together, {"lr": 0.7, "foreach": True}, past=1),
         "foreach, autograd off": lambda: switched_off(together),
         "foreach without gradients": lambda: still(together),
+        "foreach, decay in bfloat16": lambda: halved(True),
         "foreach, operations": operations,
     }
