@@ -149,7 +149,7 @@ def known(kata: str) -> Known:
     return Known(right, wrong, {name: differing(right, theirs) for name, theirs in wrong.items()})
 
 
-KEPT_EVERY = 1.0
+KEPT_EVERY = 0.3
 """Seconds of computing after which what is known so far is kept: a process may be ended while it computes."""
 
 
