@@ -341,6 +341,23 @@ MISTAKES = (
     ),
     # --- groups and window ---
     Mistake(
+        "options-kept-on-the-class",
+        "what a call was asked for is kept on the class, so that the next call's options serve its backward pass",
+        "Backward comes right after forward.",
+        "test_backward_passes_do_not_disturb_one_another",
+        change=(
+            ("        ctx.options = {", "        _Flash.options = ctx.options = {"),
+            (
+                "*strides, *dk.stride(), **ctx.options,",
+                "*strides, *dk.stride(), **_Flash.options,",
+            ),
+            (
+                "*strides, *dq.stride(), **ctx.options,",
+                "*strides, *dq.stride(), **_Flash.options,",
+            ),
+        ),
+    ),
+    Mistake(
         "heads-dealt-out",
         "head h of q uses head h mod kv_heads of k and v",
         "The heads are dealt out one after the other.",

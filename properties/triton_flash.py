@@ -600,11 +600,11 @@ def test_any_gradient_from_above_will_do(subject, case):
 @examples(quick=1, full=2)
 @given(case=sloped(cases(((5, 17), (3, 3)), heads=HEADS[:1], causal=EITHER)))
 def test_backward_passes_do_not_disturb_one_another(subject, case):
-    """Two calls, then their backward passes, and one of them twice: each gets its own gradients.
+    """Two calls, one causal, then their backward passes, and one of them twice: each gets its own gradients.
 
     Catches what is kept on the class instead of the call, and sums that start where the last call ended."""
     case, upstream = case
-    other = replace(case, q=case.k[:, :, :2] * 2, k=case.k.flip(2), v=case.v * 2 - 1)
+    other = Case(case.k[:, :, :2] * 2, case.k.flip(2), case.v * 2 - 1, not case.causal, scale=0.5)
     leaves, others = leaves_of(case), leaves_of(other)
     out, apart = call(subject, *leaves, case), call(subject, *others, other)
     assert_true(out.requires_grad and apart.requires_grad, "the result has no gradient")
@@ -827,6 +827,12 @@ def probes(subject):
         out = subject.triton_flash(*leaves)
         return [g.cpu() for g in gradients(out, leaves, above[:, None].expand(out.shape).half().contiguous())]
 
+    def two_calls():
+        leaves = [x.detach().requires_grad_() for x in (q, *few)]
+        out = subject.triton_flash(*leaves, causal=True)
+        subject.triton_flash(*(2 * x for x in leaves), scale=2.0)
+        return [g.cpu() for g in gradients(out, leaves, waves(*out.shape, step=3.1))]
+
     def weights_made_again():
         """Their sum, for each query, at scores of a thousand."""
         leaves = [(60 * x).half().requires_grad_() for x in (q, *few)]
@@ -895,6 +901,7 @@ def probes(subject):
         "gradients, heads last above": from_heads_last,
         "gradients, causal, more keys": slopes(q, k, v, causal=True),
         "gradients, scale −1": slopes(q, *few, scale=-1.0),
+        "gradients, after another call": two_calls,
         "gradients, causal": slopes(k, k.flip(2), v, causal=True),
         "gradients, causal, more queries": slopes(k, *few, causal=True),
         "gradients, causal, two more queries": slopes(
