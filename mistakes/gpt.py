@@ -1087,9 +1087,7 @@ _PLACES = {
     "embedding": (
         "embedding-times-root", "embedding-of-size-one", "initialised-ten-times-too-wide", "padding-row",
         "embedding-renormalised", "ids-by-place-in-the-text", "vocabulary-by-first-appearance",
-        "capitals-made-small", "negative-ids-decoded", "residual-layers-start-smaller",
-    ),
-    "positions": (
+        "capitals-made-small", "negative-ids-decoded",
         "position-of-the-text-in-the-batch", "positions-from-the-end", "positions-end-at-the-context",
         "position-table-by-token", "no-positions", "context-not-checked",
     ),
@@ -1098,19 +1096,16 @@ _PLACES = {
         "mask-fills-minus-100", "mask-fills-minus-10000", "mask-after-softmax", "softmax-over-queries", "mask-ends-after-64",
         "exp-without-the-maximum",
     ),
-    "scores": ("no-scale", "root-of-d-model", "root-of-time"),
-    "heads": ("viewed-as-heads-first", "joined-without-transpose", "joined-time-first", "heads-interleaved"),
+    "heads": (
+        "viewed-as-heads-first", "joined-without-transpose", "joined-time-first", "heads-interleaved",
+        "no-scale", "root-of-d-model", "root-of-time", "heads-not-checked",
+    ),
     "projection": (
         "no-output-layer", "queries-and-keys-swapped", "no-activation", "relu", "gelu-by-tanh",
-        "probabilities-for-logits",
-    ),
-    "layers": (
-        "one-block-repeated", "blocks-in-a-plain-list", "blocks-without-effect", "last-row-alone-in-eval",
-        "heads-not-checked", "sizes-below-zero",
-    ),
-    "residual": (
+        "probabilities-for-logits", "one-block-repeated", "blocks-in-a-plain-list", "blocks-without-effect",
+        "last-row-alone-in-eval", "sizes-below-zero", "residual-layers-start-smaller",
         "no-residual-around-attention", "no-residual-around-mlp", "residual-of-the-normed", "post-norm",
-        "norm1-twice", "parallel-branches", "no-norm-before-mlp", "no-last-norm",
+        "norm1-twice", "parallel-branches", "no-norm-before-mlp", "no-last-norm", "eps-of-another-norm",
     ),
     "loss": (
         "no-shift", "shifted-backwards", "second-token-left-out", "loss-of-the-last-token", "loss-summed",

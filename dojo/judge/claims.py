@@ -82,7 +82,7 @@ class Claim:
     def sentence(self) -> str:
         """The claim in words: the first paragraph of its docstring, else its name."""
         doc = (self.run.__doc__ or "").strip().split("\n\n")[0]
-        return " ".join(doc.split()) or self.name.removeprefix("test_").replace("_", " ")
+        return " ".join(doc.replace("``", "").split()) or self.name.removeprefix("test_").replace("_", " ")
 
     @property
     def is_drawn(self) -> bool:
