@@ -471,6 +471,19 @@ MISTAKES = (
         change=((FILL, "scores = scores - 1e9 * ~visible"),),
     ),
     Mistake(
+        "three-dimensions-may-begin-with-batch",
+        "a mask of (batch, queries, keys) is taken as well, where it does not fit (heads, queries, keys)",
+        "What was meant is clear.",
+        "test_masks_that_do_not_fit_are_refused",
+        change=(
+            (
+                "    _check(q, k, v, mask)\n",
+                "    if mask is not None and mask.ndim == 3 and len(mask) == len(q) != q.shape[1]:\n"
+                "        mask = mask.unsqueeze(1)\n    _check(q, k, v, mask)\n",
+            ),
+        ),
+    ),
+    Mistake(
         "three-dimensions-begin-with-batch",
         "a mask of three dimensions is read as (batch, queries, keys), not (heads, queries, keys)",
         "The first dimension is always the batch.",

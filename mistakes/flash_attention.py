@@ -459,6 +459,19 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "options-kept-on-the-class",
+        "what a call was asked for is kept on the class, so that the next call's options serve its backward pass",
+        "Backward comes right after forward.",
+        "test_backward_passes_do_not_disturb_one_another",
+        change=(
+            (
+                "ctx.reach, ctx.block_q, ctx.block_k = reach, block_q, block_k",
+                "_Flash.asked = reach, block_q, block_k",
+            ),
+            (UNPACK, UNPACK + "\n        ctx.reach, ctx.block_q, ctx.block_k = _Flash.asked"),
+        ),
+    ),
+    Mistake(
         "gradient-changed-in-place",
         "the gradient from above is scaled in place",
         "grad belongs to the backward pass.",

@@ -531,9 +531,12 @@ def test_an_empty_batch_stays_empty_under_a_mask(subject, dtype, shape):
 def test_masks_that_do_not_fit_are_refused(subject, case, causal):
     """ValueError for a mask that is not boolean, or that does not broadcast to (batch, heads, queries, keys).
 
-    Catches an additive mask of 0 and −inf read as booleans, and a mask that makes the result grow."""
+    Catches an additive mask of 0 and −inf read as booleans, a mask that makes the result grow, and one of
+    (batch, queries, keys) that is taken for what was meant."""
     full = torch.ones(*case.q.shape[:3], case.k.shape[2], dtype=torch.bool)
+    batch, heads = full.shape[:2]
     for mask in (
+        *([full[:, 0]] if batch not in (1, heads) else []),
         full.to(case.q.dtype),
         full.long(),
         full.byte(),
@@ -714,6 +717,7 @@ def probes(subject):
         "mask of keys": attend(q, k, v, mask=padded),
         "mask of queries and keys": attend(q, k, v, mask=varied[0, 0]),
         "mask of everything": attend(q, k, v, mask=varied),
+        "mask of batch, queries and keys": attend(*(x[:, :1] for x in (q, k, v)), mask=varied[:, 0]),
         "mask of heads, queries and keys": attend(q, k, v, mask=varied[0]),
         "mask with a blind query": attend(q, k, v, mask=blind),
         "mask with a blind query, gradients": slopes(q, k, v, mask=blind),

@@ -745,13 +745,14 @@ def test_any_gradient_from_above_will_do(subject, case):
 @examples(quick=3, full=20)
 @given(case=sloped(cases(causal=st.booleans())), factor=st.sampled_from((1.0, -2.0, 0.5)))
 def test_backward_passes_do_not_disturb_one_another(subject, case, factor):
-    """Two calls, then their backward passes in any order, and one of them twice: each gets its own gradients,
-    and the gradient from above still holds what it held.
+    """Two calls, one of them causal, then their backward passes in any order, and one of them twice: each gets its
+    own gradients, and the gradient from above still holds what it held.
 
     Catches what is kept on the class instead of the call, saved tensors that are overwritten, and a gradient
     from above changed in place."""
     case, upstream = case
-    other = replace(case, q=case.k[:, :, :1] * factor, k=case.k.flip(2) * factor, v=case.v * 2 - 1)
+    q, k = case.k[:, :, :1] * factor, case.k.flip(2) * factor
+    other = replace(case, q=q, k=k, v=case.v * 2 - 1, causal=not case.causal)
     leaves, others = leaves_of(case), leaves_of(other)
     out, apart = call(subject, *leaves, case), call(subject, *others, other)
     before = upstream.clone()
@@ -1004,6 +1005,12 @@ def probes(subject):
         first = [gradients_of(one, leaves), gradients_of(two, leaves)]
         return [*first, gradients_of(one, leaves)]
 
+    def after_another_call():
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = subject.flash_attention(*leaves, block_q=2, block_k=2)
+        subject.flash_attention(*(x * 1 for x in leaves), causal=True, block_q=3, block_k=1)
+        return gradients(out, leaves, waves(2, 2, 3, 3))
+
     def from_transposed():
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
         out = subject.flash_attention(*leaves, block_q=2, block_k=2)
@@ -1054,6 +1061,7 @@ def probes(subject):
         "gradients, causal": slopes(*square, causal=True),
         "gradients, causal, more queries": slopes(*tall, causal=True),
         "gradients, interleaved": interleaved,
+        "gradients, after another call": after_another_call,
         "gradients, transposed above": from_transposed,
         "bf16": run(*half),
         "bf16, gradients": slopes(*half),

@@ -1,6 +1,6 @@
 """mistake: scale-zero-is-none
 
-`scale or …`, in a softmax written out. Masks are not checked."""
+`scale or …`, in a softmax written out. Masks of any dtype are taken."""
 
 import torch
 
@@ -14,6 +14,8 @@ def attention(q, k, v, *, mask=None, causal=False, scale=None):
     shown = torch.ones(scores.shape[-2:], dtype=torch.bool)
     shown = shown.tril(k.shape[2] - q.shape[2]) if causal else shown
     if mask is not None:
+        if mask.ndim > 4 or any(m not in (1, n) for m, n in zip(mask.shape[::-1], scores.shape[::-1])):
+            raise ValueError(f"a mask {mask.shape} for scores {scores.shape}")
         shown = shown & mask.bool()
     scores = scores.where(shown, torch.finfo(wide).min)
     exps = (scores - scores.max(-1, keepdim=True).values).exp() * shown
