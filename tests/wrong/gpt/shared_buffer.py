@@ -67,7 +67,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     def __init__(self, vocab_size, context, d_model, n_heads, n_layers):
         super().__init__()
-        if 0 in (vocab_size, context, d_model, n_heads, n_layers) or d_model % n_heads > 0:
+        if min(vocab_size, context, d_model, n_heads, n_layers) < 1 or d_model % n_heads > 0:
             raise ValueError((vocab_size, context, d_model, n_heads, n_layers))
         self.context = context
         self.blocks = nn.Sequential(*[Block(d_model, n_heads, context) for _ in range(n_layers)])
