@@ -966,7 +966,8 @@ def test_each_text_has_drafts_of_its_own(subject, seed):
     case, generator, first = Run(even, even, torch.tensor([1]), 61, 60, None, seed), seeded(seed), []
     for _ in range(2):
         target, draft = (Model(name, even, torch.float64) for name in ("target", "draft"))
-        subject.speculative_generate(target, draft, case.prompt, 61, k=60, generator=generator)
+        got = subject.speculative_generate(target, draft, case.prompt, 61, k=60, generator=generator)
+        assert_tensor(got, shape=(61,), dtype=torch.int64)
         first.append(next((drafts for _, drafts in rounds(case, target)), []))
     message = "the second text begins with the drafts of the first"
     assert_true(not first[0] or first[0] != first[1], message, got=first[1])
