@@ -31,8 +31,6 @@ doi:10.1145/3315508.3329973; Ainslie et al., GQA, 2023, arXiv:2305.13245; Beltag
 Costs O(queries · keys · head_dim) time over what is visible, and O(queries) memory beside the result.
 """
 
-
-
 import math
 import os
 from typing import Any
