@@ -471,6 +471,15 @@ MISTAKES = (
         change=((FILL, "scores = scores - 1e9 * ~visible"),),
     ),
     Mistake(
+        "scores-bounded-in-long-rows",
+        "where there are many keys, scores are bounded so that exp does not overflow",
+        "No score that matters is above 30.",
+        "test_long_sequences_equal_the_definition",
+        change=(
+            (SCORES, SCORES + "\n    scores = scores.clamp(max=30) if scores.shape[-1] > 64 else scores"),
+        ),
+    ),
+    Mistake(
         "three-dimensions-may-begin-with-batch",
         "a mask of (batch, queries, keys) is taken as well, where it does not fit (heads, queries, keys)",
         "What was meant is clear.",

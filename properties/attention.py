@@ -507,13 +507,16 @@ def test_hidden_keys_get_no_gradient(subject, case, place, size):
     queries=st.integers(100, 300), keys=st.integers(100, 300), causal=st.booleans(), seed=st.integers(0, 999)
 )
 def test_long_sequences_equal_the_definition(subject, queries, keys, causal, seed):
-    """Hundreds of queries and keys give what the definition gives, the last ones included.
+    """Hundreds of queries and keys give what the definition gives, the last ones included, be the scores small or
+    of a hundred.
 
-    Catches blocks whose ragged end is lost, and a triangle of fixed size."""
+    Catches blocks whose ragged end is lost, a triangle of fixed size, and scores that are bounded where there are
+    many."""
     noise = torch.randn(queries + 2 * keys, 2, generator=torch.Generator().manual_seed(seed))
     q, k, v = (x[None, None] for x in noise.split([queries, keys, keys]))
-    case = Masked(q, k, v, None if causal else torch.arange(keys) % 3 > 0, causal)
-    Truth(case).agrees(attend(subject, case))
+    for loud in (1, 30):
+        case = Masked(loud * q, k, v, None if causal else torch.arange(keys) % 3 > 0, causal)
+        Truth(case).agrees(attend(subject, case))
 
 
 @examples(quick=2, full=8)
@@ -717,6 +720,9 @@ def probes(subject):
         "mask of keys": attend(q, k, v, mask=padded),
         "mask of queries and keys": attend(q, k, v, mask=varied[0, 0]),
         "mask of everything": attend(q, k, v, mask=varied),
+        "many keys, loud": attend(
+            *(waves(1, 1, n, 2, step=s) * 9 for n, s in ((1, 1.7), (70, 2.3), (70, 0.9)))
+        ),
         "mask of batch, queries and keys": attend(*(x[:, :1] for x in (q, k, v)), mask=varied[:, 0]),
         "mask of heads, queries and keys": attend(q, k, v, mask=varied[0]),
         "mask with a blind query": attend(q, k, v, mask=blind),
