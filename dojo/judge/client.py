@@ -156,4 +156,5 @@ class Judge:
         said = self._log.read().decode(errors="replace").strip().splitlines()
         errors = [line for line in said if re.match(r"[\w.]+(Error|Exception|Exit|Interrupt)\b", line)]
         last = (errors or said or [f"exit code {self._process.poll()}"])[-1]
-        return f"the judge could not run: {last}"
+        cure = " (pip install -e . brings what is missing)" if "ModuleNotFoundError" in last else ""
+        return f"the judge could not run: {last}{cure}"
