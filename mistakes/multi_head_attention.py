@@ -271,6 +271,18 @@ MISTAKES = (
         change=((TURN, TURN.replace("sin, positions", "sin")),),
     ),
     Mistake(
+        "positions-kept-in-bytes",
+        "positions are kept in bytes, and begin again after the 256th row",
+        "Sequences are short.",
+        "test_positions_choose_the_rows_of_the_tables",
+        change=(
+            (
+                TURN,
+                "positions = positions if positions is None else positions % 256\n            " + TURN,
+            ),
+        ),
+    ),
+    Mistake(
         "positions-of-the-first-sequence",
         "of positions with a row for each sequence, the first row serves all",
         "All sequences of a batch stand at the same positions.",

@@ -466,10 +466,14 @@ def test_rope_turns_queries_and_keys(subject, case):
 @given(case=cases(EVEN, LONGER, ropes=ROPES, rows=ROWS[1:]))
 def test_positions_choose_the_rows_of_the_tables(subject, case):
     """Each token is turned by the row that positions names, (time,) for all or (batch, time), in any order
-    and with repetitions; causal still goes by the order in x.
+    and with repetitions, the first rows and those beyond the 256th; causal still goes by the order in x.
 
-    Catches positions ignored, those of the first sequence used for all, and a causal mask made of positions."""
+    Catches positions ignored, those of the first sequence used for all, a causal mask made of positions, and
+    positions kept in bytes."""
     Truth(case).agrees(attend(subject, case))
+    far = tables(300, 2 * case.rope[0].shape[1], 100.0)
+    beyond = replace(case, rope=far, positions=case.positions % 20 + 270)
+    Truth(beyond).agrees(attend(subject, beyond))
 
 
 @examples(quick=3, full=24)
@@ -810,6 +814,7 @@ def probes(subject):
         "no row": attend(positions=rows + 1, **pairs),
         "a negative row": attend(positions=rows - 2, **pairs),
         "too long for the tables": attend(rope=tables(3, 4, 100.0)),
+        "rows beyond the 256th": attend(positions=rows + 270, rope=tables(300, 4, 100.0)),
         "fewer rows than tokens": attend(positions=rows % 3, rope=tables(3, 4, 100.0)),
         "one row of positions": attend(positions=rows[:1], **pairs),
         "heads that do not divide": lambda: tuple(subject.MultiHeadAttention(12, 5).state_dict()),
