@@ -117,6 +117,20 @@ def test_a_real_segmentation_fault(judge):
     assert judged(judge, source)[0].outcome in ("crashed", "rule_broken")
 
 
+def test_a_library_that_torch_loads_is_not_the_files(judge):
+    # Asked for a GPU, torch looks for its library, in the midst of anyone's call.
+    verdict, _ = judged(
+        judge,
+        softmax_that(
+            "import torch\ntry:\n    torch.cuda._raw_device_count_nvml()\nexcept OSError:\n    pass"
+        ),
+    )
+    assert (verdict.outcome, verdict.rules_broken) == ("passed", [])
+    reached = "import sys\nsys.modules['ctypes'].CDLL('libnvidia-ml.so.1')"
+    for mine in (reached, "import torch\ntorch.ops.load_library('libm.so.6')"):
+        assert judged(judge, softmax_that(mine))[0].outcome == "rule_broken"
+
+
 def test_the_line_that_hangs_is_named(judge):
     verdict, _ = judged(judge, softmax_that("while True:\n    pass"))
     assert verdict.line > 0

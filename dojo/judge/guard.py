@@ -42,14 +42,13 @@ REACHES_OUT = frozenset(
 
 
 def _by_torch() -> bool:
-    """Is it torch or Triton that loads a library? Both look for a GPU in the middle of any call."""
+    """Is it torch or Triton that loads a library? Both look for a GPU in the middle of any call. What
+    ``torch.ops.load_library`` loads is the person's choice."""
     frame = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in (
-        "ctypes",
-        __name__.split(".")[0],
-    ):
+    while frame is not None and frame.f_globals.get("__name__", "") in ("ctypes", __name__):
         frame = frame.f_back
-    return frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("torch", "triton")
+    module = "" if frame is None else frame.f_globals.get("__name__", "")
+    return module.split(".")[0] in ("torch", "triton") and module != "torch._ops"
 
 
 def limit_resources(memory_gb: float, seconds: float) -> None:
