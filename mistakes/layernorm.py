@@ -258,6 +258,20 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "a-large-first-batch-is-taken-whole",
+        "the first batch, if it is large, replaces the running statistics",
+        "The zeros and ones they start with mean nothing.",
+        "test_running_statistics_follow_the_batches",
+        change=(
+            (
+                FOLLOW_MEAN,
+                "taken = 1 if count > 16 and not self.num_batches_tracked else self.momentum\n            "
+                + FOLLOW_MEAN.replace("self.momentum", "taken"),
+            ),
+            (FOLLOW_VAR, FOLLOW_VAR.replace("self.momentum", "taken")),
+        ),
+    ),
+    Mistake(
         "momentum-the-wrong-way-round",
         "momentum is how much of the old statistics is kept, not how much of the new is taken",
         "Momentum 0.9 keeps nine tenths, as in an optimiser.",

@@ -389,6 +389,18 @@ MISTAKES = (
             ),
         ),
     ),
+    Mistake(
+        "targets-in-16-bits",
+        "targets are kept in 16 bits, so that a class above 32,767 is read as another one",
+        "Half the memory.",
+        "test_any_class_of_a_large_vocabulary_may_be_the_target",
+        change=(
+            (
+                "targets[kept].unsqueeze(-1)",
+                "targets[kept].short().long().remainder(logits.shape[-1]).unsqueeze(-1)",
+            ),
+        ),
+    ),
 )
 
 HALF = "torch sums half types in float32 by itself, so that both are within rounding"

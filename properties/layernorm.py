@@ -41,6 +41,7 @@ TOKENS = (
 )
 BATCHES = tuple(shape for shape in TOKENS if len(shape) > 1)
 FLAT = ((2, 1), (3, 2), (2, 3), (4, 1), (2, 2), (5, 6))
+LARGE = ((40, 2), (9, 2, 5), (130, 1))
 LONG = ((1, 2, 3), (2, 3, 1), (3, 2, 4), (2, 1, 3), (4, 3, 2), (2, 2, 2))
 LAYOUTS = ("contiguous", "transposed", "strided", "expanded")
 WIDE = ((torch.float32,) * 2, (torch.float64,) * 2)
@@ -140,10 +141,11 @@ def layer_norm(subject, case):
     return loaded(layer, LN, {"weight": case.weight, "bias": case.bias})
 
 
-def batch_norm(subject, case, *, training=True):
+def batch_norm(subject, case, *, training=True, seen=3):
+    """The layer of a case, after so many batches."""
     layer = subject.BatchNorm1d(case.x.shape[1], **given_options(case))
     state = {n: getattr(case, n) for n in ("weight", "bias", "running_mean", "running_var")}
-    return loaded(layer, BN, {**state, "num_batches_tracked": torch.tensor(3)}).train(training)
+    return loaded(layer, BN, {**state, "num_batches_tracked": torch.tensor(seen)}).train(training)
 
 
 def applied(layer, x):
@@ -234,11 +236,11 @@ class Truth:
 class Memory:
     """What the running statistics should be after some batches, in float64."""
 
-    def __init__(self, case):
+    def __init__(self, case, seen=3):
         self.mean, self.var = case.running_mean.double(), case.running_var.double()
         self.dtype = case.running_mean.dtype
         self.momentum = 0.1 if case.momentum is None else case.momentum
-        self.size, self.spread, self.added, self.seen = self.mean.abs(), self.var, 0, 3
+        self.size, self.spread, self.added, self.seen = self.mean.abs(), self.var, 0, seen
 
     def sees(self, x):
         rows = x.double().movedim(1, -1).flatten(0, -2)
@@ -534,14 +536,19 @@ def test_eval_goes_by_the_running_statistics(subject, case, place):
         assert_equal(layer.state_dict()[name], was, f"{name} after a call in eval")
 
 
-@given(case=batches(), calls=st.integers(1, 3), recorded=st.booleans())
-def test_running_statistics_follow_the_batches(subject, case, calls, recorded):
+@given(
+    case=batches(shapes=FLAT + LONG + LARGE),
+    calls=st.integers(1, 3),
+    recorded=st.booleans(),
+    seen=st.sampled_from((0, 3)),
+)
+def test_running_statistics_follow_the_batches(subject, case, calls, recorded, seen):
     """Each call in training moves running_mean and running_var by momentum towards the mean and the unbiased
     variance of its batch, and counts; with gradients on or off, and without a gradient of their own.
 
     Catches momentum the wrong way round, the biased variance, deviations instead of variances, statistics
-    that are only taken once, and a graph that grows from batch to batch."""
-    layer, memory = batch_norm(subject, case), Memory(case)
+    that are only taken once, a first batch that is taken whole, and a graph that grows from batch to batch."""
+    layer, memory = batch_norm(subject, case, seen=seen), Memory(case, seen)
     for n in range(calls):
         x = (case.x * (1 + n) + n).detach()
         with torch.set_grad_enabled(recorded):
@@ -769,6 +776,7 @@ def probes(subject):
         "BN, names": names("BatchNorm1d"),
         "BN, shared": shared("BatchNorm1d"),
         "BN, state": state(flat),
+        "BN, state of a large batch": state(waves(20, 3)),
         "BN, state of a long batch": state(long),
         "BN, state, momentum 0.3": state(flat, momentum=0.3, calls=2),
         "BN, state after eval": state(flat, training=False),

@@ -383,6 +383,19 @@ def test_cross_entropy_equals_its_definition(subject, case):
         )
 
 
+@examples(quick=1, full=3)
+@given(target=st.sampled_from((39_999, 300, 0)), dtype=WIDE)
+def test_any_class_of_a_large_vocabulary_may_be_the_target(subject, target, dtype):
+    """Of 40,000 classes the loss is that of the target, be it the last one.
+
+    Catches targets kept in 8 or 16 bits, as token files keep them."""
+    logits = torch.zeros(1, 40_000, dtype=dtype)
+    logits[0, target] = 8
+    got = subject.cross_entropy(logits, torch.tensor([target]))
+    want = torch.tensor(math.log(39_999 + math.exp(8)) - 8, dtype=torch.float64)
+    assert_close(got, want, dtype=dtype, magnitude=20, length=40_000, name="the loss")
+
+
 @given(case=labelled(), factor=st.sampled_from((1.0, -2.0, 0.5)))
 def test_cross_entropy_gradient_is_p_minus_onehot(subject, case, factor):
     """The gradient of factor · loss is factor · (p − onehot(target)) / kept in kept rows, and exactly zero
@@ -573,6 +586,9 @@ def probes(subject):
         "log_softmax, gradient": lambda: slope(lambda leaf: subject.log_softmax(leaf, 1), x),
         "log_softmax, its input afterwards": lambda: touched(subject.log_softmax, x.clone(), 1),
         "loss": lambda: subject.cross_entropy(x, targets),
+        "loss, many classes": lambda: subject.cross_entropy(
+            torch.arange(4e4)[None] / 4e4, torch.tensor([39_999])
+        ),
         "loss, padded": lambda: subject.cross_entropy(x, padded),
         "loss, class 0 ignored": lambda: subject.cross_entropy(x, targets, ignore_index=0),
         "loss, loud": lambda: subject.cross_entropy(loud, torch.tensor([2])),
