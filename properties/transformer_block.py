@@ -134,11 +134,19 @@ def applied(module, x):
 # --- what is due ---------------------------------------------------------------------------------
 
 
-def normed(x, weight, eps):
-    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+# ``moved`` stands where a gradient is a difference of what may be equal: there rounding shows, however small
+# the difference is. ``Truth`` moves those places, too.
 
 
-def attended(x, w, cfg):
+def as_it_is(t):
+    return t
+
+
+def normed(x, weight, eps, moved=as_it_is):
+    return x / (moved(x.square().mean(-1, keepdim=True)) + eps).sqrt() * weight
+
+
+def attended(x, w, cfg, moved=as_it_is):
     batch, time, d = x.shape
     h = cfg["n_heads"]
     kv, size = cfg.get("n_kv_heads") or h, d // h
@@ -157,7 +165,8 @@ def attended(x, w, cfg):
     group = torch.arange(h) // (h // kv)
     scores = turned(q) @ turned(k)[:, group].mT / size**0.5
     future = torch.ones(time, time, dtype=torch.bool).triu(1)
-    heads = scores.masked_fill(future, -math.inf).softmax(-1) @ v[:, group]
+    scores = scores.masked_fill(future, -math.inf)
+    heads = (scores - moved(scores.logsumexp(-1, keepdim=True))).exp() @ v[:, group]
     return heads.transpose(1, 2).reshape(batch, time, d) @ w["attn.wo.weight"].T
 
 
@@ -166,31 +175,34 @@ def fed(x, w):
     return (z * z.sigmoid() * (x @ w["ff.w_up.weight"].T)) @ w["ff.w_down.weight"].T
 
 
-def block_of(x, w, cfg):
-    eps = cfg.get("eps", 1e-6)
+def block_of(x, w, cfg, moved=as_it_is):
+    def norm(x, name):
+        return normed(x, w[f"{name}.weight"], cfg.get("eps", 1e-6), moved)
+
     if cfg["norm"] == "pre":
-        x = x + attended(normed(x, w["attn_norm.weight"], eps), w, cfg)
-        return x + fed(normed(x, w["ff_norm.weight"], eps), w)
-    x = normed(x + attended(x, w, cfg), w["attn_norm.weight"], eps)
-    return normed(x + fed(x, w), w["ff_norm.weight"], eps)
+        x = x + attended(norm(x, "attn_norm"), w, cfg, moved)
+        return x + fed(norm(x, "ff_norm"), w)
+    x = norm(x + attended(x, w, cfg, moved), "attn_norm")
+    return norm(x + fed(x, w), "ff_norm")
 
 
-def model_of(tokens, w, cfg):
-    x = w["embed.weight"][tokens.long()]
+def model_of(tokens, w, cfg, moved=as_it_is):
+    x = moved(w["embed.weight"][tokens.long()])
     for n in range(cfg["n_layers"]):
         start = f"blocks.{n}."
-        x = block_of(x, {k.removeprefix(start): v for k, v in w.items() if k.startswith(start)}, cfg)
+        x = block_of(x, {k.removeprefix(start): v for k, v in w.items() if k.startswith(start)}, cfg, moved)
     if cfg["norm"] == "pre":
-        x = normed(x, w["norm.weight"], cfg.get("eps", 1e-6))
+        x = normed(x, w["norm.weight"], cfg.get("eps", 1e-6), moved)
     return x @ w["embed.weight"].T
 
 
 class Truth:
     """Block or model in float64, from the definition, with a measured bound on rounding errors.
 
-    A bound by hand through softmax, norms and layers would be long and loose. Instead every input is moved
-    by a relative 1e-7, up or down at random, and what that does to a token is taken for the size of the
-    numbers that went into it: rounding is such a movement, of ε and more often."""
+    A bound by hand through softmax, norms and layers would be long and loose. Instead every input, and what
+    softmax and norms divide by, is moved by a relative 1e-7, up or down at random, and what that does to a
+    token is taken for the size of the numbers that went into it: rounding is such a movement, of ε and more
+    often."""
 
     def __init__(self, case, upstream=None):
         self.case, self.upstream = case, upstream
@@ -219,14 +231,14 @@ class Truth:
         noise = torch.Generator().manual_seed(seed)
 
         def moved(t):
-            t = t.detach().double()
-            if seed:
-                t = t * (1 + MOVE * (2 * torch.randint(0, 2, t.shape, generator=noise) - 1))
-            return t.requires_grad_(self.upstream is not None)
+            return t * (1 + MOVE * (2 * torch.randint(0, 2, t.shape, generator=noise) - 1)) if seed else t
 
-        w = {name: moved(t) for name, t in self.case.weights.items()}
-        x = self.case.x if self.model else moved(self.case.x)
-        out = (model_of if self.model else block_of)(x, w, self.case.cfg)
+        def leaf(t):
+            return moved(t.detach().double()).requires_grad_(self.upstream is not None)
+
+        w = {name: leaf(t) for name, t in self.case.weights.items()}
+        x = self.case.x if self.model else leaf(self.case.x)
+        out = (model_of if self.model else block_of)(x, w, self.case.cfg, moved)
         if self.upstream is None:
             return out, []
         leaves = [*w.values()] + ([] if self.model else [x])
@@ -387,14 +399,15 @@ def test_the_future_does_not_reach_a_block(subject, case, place, size):
     truth.agrees(applied(module, cut.x), want=want, name="the result of the sequence cut short, once more")
 
 
-@examples(quick=0, full=3)
-@given(case=streams(sizes(((4, 1, None), (4, 2, 1)), times=((1, 1030),)), made(bases=(None,))))
+@examples(quick=0, full=1)
+@given(case=streams(sizes(((4, 1, None),), times=((1, 1030),)), made(bases=(None,))))
 def test_long_sequences_equal_the_definition(subject, case):
     """A sequence of 1,030 tokens gives what the definition gives, at every token, where max_len allows it.
 
     Catches a window, a mask or a table of a fixed size, be it 1,024."""
     case = replace(case, cfg=case.cfg | {"max_len": 1100})
-    Truth(case).agrees(applied(built(subject, case), case.x))
+    with torch.no_grad():  # a loop over the queries takes seconds, and as long again for the graph
+        Truth(case).agrees(applied(built(subject, case), case.x))
 
 
 @examples(quick=3, full=18)
