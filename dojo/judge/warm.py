@@ -85,7 +85,7 @@ class Child:
         self.closed: set[str] = set()
         self.status: int | None = None
         self.killed: str | None = None
-        self.deadline = float("inf")
+        self.patience, self.deadline = 0.0, float("inf")
         self.phase = ""
         self.running = ""
         self.finished = False
@@ -106,6 +106,10 @@ class Child:
         ):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 target()
+
+    def wait(self, seconds: float, start: float = 0.0) -> None:
+        """It has so many seconds from now to say something, and ``start`` more to begin at all."""
+        self.patience, self.deadline = seconds, time.monotonic() + seconds + start
 
     @property
     def gone(self) -> bool:
@@ -254,12 +258,12 @@ class Trial:
         spawn = {"main": "likeness", "task": dataclasses.asdict(task)}
         child = Child("likeness", lambda events, trace: main(task, events, trace), spawn)
         self.add(child)
-        child.deadline = time.monotonic() + LIKENESS_SECONDS + (0 if FORKS else 10)
+        child.wait(LIKENESS_SECONDS, start=0 if FORKS else 10)
 
     def add(self, child: Child) -> None:
         self.children[child.role] = child
         child.phase = "load"
-        child.deadline = time.monotonic() + self.seconds + (0 if FORKS else 30)
+        child.wait(self.seconds, start=0 if FORKS else 30)
         self.start(child)
 
     # --- events from the children ---------------------------------------------------------------
@@ -277,14 +281,13 @@ class Trial:
             handler(child, **event)
 
     def on_loading(self, child: Child) -> None:
-        child.deadline = time.monotonic() + self.seconds
+        child.wait(self.seconds)
 
     def on_claim(self, child: Child, claim: str, stage: str, status: str, **found: Any) -> None:
         from dojo.judge.child import FULL_PATIENCE
 
         child.phase = "claim"
-        patience = self.seconds * (FULL_PATIENCE if stage == "full" else 1)
-        child.deadline = time.monotonic() + patience
+        child.wait(self.seconds * (FULL_PATIENCE if stage == "full" else 1))
         child.running = claim if status == "running" else ""
         if status == "running":
             self.say("claim", claim=claim, stage=stage, status=status)
@@ -318,7 +321,7 @@ class Trial:
                 self.run_child("second", "full")
 
     def on_card(self, child: Child, card: dict[str, Any], example: str | None) -> None:
-        child.deadline = time.monotonic() + self.seconds
+        child.wait(self.seconds)
         child.phase = "card"
         self.cards[card["claim"]] = Card(**card)
         if example:
@@ -333,7 +336,7 @@ class Trial:
 
     def on_finished(self, child: Child) -> None:
         child.finished = True
-        child.deadline = time.monotonic() + 2
+        child.wait(2)
 
     def on_does_not_load(self, child: Child, message: str, line: int, text: str) -> None:
         self.end("does_not_load", child, message=message, line=line, text=text)
@@ -382,7 +385,7 @@ class Trial:
             else doing.get(child.phase, "")
         )
         if child.killed == "timed out":
-            late = f"no answer within {self.seconds:g} s {where}".strip()
+            late = f"no answer within {child.patience:g} s {where}".strip()
             self.end("timed_out", child, message=late, line=line, text=text, claim=child.running)  # fmt: skip
             return
         status = child.status or 0
