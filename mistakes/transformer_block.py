@@ -15,7 +15,40 @@ BLOCKS = "self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))"
 LAST = 'self.norm = _RMSNorm(cfg) if cfg.norm == "pre" else nn.Identity()'
 EMBED = "        x = self.embed(tokens)\n"
 LOGITS = "return self.norm(x) @ self.embed.weight.T"
+FEED = "self.ff = SwiGLU(cfg.d_model, cfg.d_ff)"
+ATTEND = "self.attn = MultiHeadAttention("
+RMS = "class _RMSNorm(nn.Module):"
+TABLES = "from reference.rope import rope_tables"
 IDS = "if ((tokens < 0) | (tokens >= self.embed.num_embeddings)).any():"
+
+
+def feeding(hidden):
+    """The network with another hidden layer."""
+    network = (
+        f"class _Network(SwiGLU):\n    def forward(self, x):\n        return self.w_down({hidden})\n\n\n"
+    )
+    return ((FEED, FEED.replace("SwiGLU", "_Network")), (RMS, network + RMS))
+
+
+def attending(*changes):
+    """Attention written out, with the changes."""
+    attention = (
+        "class _Attention(MultiHeadAttention):\n"
+        "    def forward(self, x):\n"
+        "        if x.ndim != 3 or x.shape[2] != self.wq.in_features:\n"
+        "            raise ValueError(x.shape)\n"
+        "        q, k, v = (self._split(w(x)) for w in (self.wq, self.wk, self.wv))\n"
+        "        q, k = (apply_rope(heads, *self.rope) for heads in (q, k))\n"
+        "        k, v = (heads.repeat_interleave(self.repeats, dim=1) for heads in (k, v))\n"
+        "        heads = attention(q, k, v, causal=True)\n"
+        "        return self.wo(heads.transpose(1, 2).flatten(2))\n\n\n"
+    )
+    for old, new in changes:
+        assert attention.count(old) == 1, old
+        attention = attention.replace(old, new)
+    imports = "from reference.attention import attention\nfrom reference.rope import apply_rope, rope_tables"
+    return ((TABLES, imports), (ATTEND, "self.attn = _Attention("), (RMS, attention + RMS))
+
 
 MISTAKES = (
     # --- part 1
@@ -128,6 +161,153 @@ MISTAKES = (
         change=((NORM, "return rmsnorm(x, self.weight)"),),
     ),
     Mistake(
+        "eps-outside-the-root",
+        "eps is added to the root, and not under it",
+        "It only keeps the divisor from zero.",
+        "test_quiet_streams_meet_eps",
+        change=(
+            (
+                NORM,
+                "wide = x.to(torch.promote_types(x.dtype, torch.float32))\n"
+                "        root = wide.square().mean(dim=-1, keepdim=True).sqrt()\n"
+                "        return (wide / (root + self.eps)).to(x.dtype) * self.weight",
+            ),
+        ),
+    ),
+    Mistake(
+        "gelu-for-silu",
+        "the gate of the feed-forward network goes through GELU, as in GEGLU",
+        "All the smooth ones are the same.",
+        "test_a_block_of_silent_attention_is_its_feed_forward",
+        change=feeding("nn.functional.gelu(self.w_gate(x)) * self.w_up(x)"),
+    ),
+    Mistake(
+        "sigmoid-for-silu",
+        "the gate of the feed-forward network is σ(z) and not z·σ(z)",
+        "A gate is a number between 0 and 1.",
+        "test_a_block_of_silent_attention_is_its_feed_forward",
+        change=feeding("self.w_gate(x).sigmoid() * self.w_up(x)"),
+    ),
+    Mistake(
+        "gate-and-up-exchanged",
+        "SiLU is applied to w_up of the feed-forward network, and not to w_gate",
+        "The product is symmetric.",
+        "test_a_block_of_silent_attention_is_its_feed_forward",
+        change=feeding("self.w_gate(x) * nn.functional.silu(self.w_up(x))"),
+    ),
+    Mistake(
+        "silu-of-the-product",
+        "in the feed-forward network SiLU is applied to the product of gate and up",
+        "First multiply, then activate.",
+        "test_a_block_of_silent_attention_is_its_feed_forward",
+        change=feeding("nn.functional.silu(self.w_gate(x) * self.w_up(x))"),
+    ),
+    Mistake(
+        "biased",
+        "all matrices of the block have a bias",
+        "nn.Linear has one by default.",
+        "test_a_new_block_has_the_parameters_of_its_parts",
+        change=(
+            (
+                "self.attn_norm, self.ff_norm = _RMSNorm(cfg), _RMSNorm(cfg)",
+                "for part in (self.attn, self.ff):\n"
+                "            for name, old in list(part.named_children()):\n"
+                "                setattr(part, name, nn.Linear(old.in_features, old.out_features))\n"
+                "        self.attn_norm, self.ff_norm = _RMSNorm(cfg), _RMSNorm(cfg)",
+            ),
+        ),
+    ),
+    Mistake(
+        "tables-in-the-state-dict",
+        "tables or a mask are buffers, and so stand in the state_dict beside the parameters",
+        "register_buffer is for what is not trained.",
+        "test_a_new_block_has_the_parameters_of_its_parts",
+        change=((FEED, "self.register_buffer('cos', rope[0].clone())\n        " + FEED),),
+    ),
+    Mistake(
+        "dropout-left-on",
+        "in training, a tenth of what attention found is dropped",
+        "A Transformer has dropout.",
+        "test_a_block_of_silent_feed_forward_is_its_attention",
+        change=attending(
+            ("heads = attention(q", "heads = nn.functional.dropout(attention(q"),
+            ("causal=True)", "causal=True), 0.1, self.training)"),
+        ),
+    ),
+    Mistake(
+        "groups-dealt-in-turn",
+        "query heads get the heads of keys and values in turn, 0 1 0 1, and not in groups, 0 0 1 1",
+        "repeat(1, n, 1, 1) repeats them.",
+        "test_a_block_of_silent_feed_forward_is_its_attention",
+        change=attending(("repeat_interleave(self.repeats, dim=1)", "repeat(1, self.repeats, 1, 1)")),
+    ),
+    Mistake(
+        "root-of-d-model",
+        "scores are divided by √d_model and not by √head_dim",
+        "d_k is the width of the keys.",
+        "test_a_block_of_silent_feed_forward_is_its_attention",
+        change=attending(("causal=True)", "causal=True, scale=x.shape[2] ** -0.5)")),
+    ),
+    Mistake(
+        "scores-not-scaled",
+        "scores are not divided by √head_dim",
+        "Softmax normalises anyway.",
+        "test_a_block_of_silent_feed_forward_is_its_attention",
+        change=attending(("causal=True)", "causal=True, scale=1.0)")),
+    ),
+    Mistake(
+        "merged-by-a-reshape-alone",
+        "heads are merged without bringing time to the front again",
+        "The numbers are all there.",
+        "test_a_block_of_silent_feed_forward_is_its_attention",
+        change=attending(("heads.transpose(1, 2).flatten(2)", "heads.reshape(x.shape)")),
+    ),
+    Mistake(
+        "values-turned-as-well",
+        "RoPE turns the values, too",
+        "Positions belong to tokens.",
+        "test_a_block_of_silent_feed_forward_is_its_attention",
+        change=attending(
+            (
+                "q, k = (apply_rope(heads, *self.rope) for heads in (q, k))",
+                "q, k, v = (apply_rope(heads, *self.rope) for heads in (q, k, v))",
+            )
+        ),
+    ),
+    Mistake(
+        "interleaved",
+        "RoPE pairs neighbouring channels, not those half a head apart",
+        "Complex numbers lie side by side.",
+        "test_positions_turn_by_the_base_of_the_config",
+        change=attending(
+            (
+                "apply_rope(heads, *self.rope)",
+                "apply_rope(torch.cat([heads[..., ::2], heads[..., 1::2]], -1), *self.rope)",
+            )
+        ),
+    ),
+    Mistake(
+        "mask-of-the-first-call",
+        "the mask or the tables are made in the first call and kept: a longer sequence later does not fit",
+        "The length is the same each time.",
+        "test_the_future_does_not_reach_a_block",
+        change=attending(
+            (
+                "heads = attention(q, k, v, causal=True)",
+                "if not hasattr(self, 'past'):\n"
+                "            self.past = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()\n"
+                "        heads = attention(q, k, v, mask=self.past[: x.shape[1], : x.shape[1]])",
+            )
+        ),
+    ),
+    Mistake(
+        "fixed-at-1024",
+        "a mask or tables have 1,024 rows, whatever max_len says",
+        "max_len is 1,024.",
+        "test_long_sequences_equal_the_definition",
+        change=((ROPE, ROPE.replace("cfg.max_len,", "min(cfg.max_len, 1024),")),),
+    ),
+    Mistake(
         "not-causal",
         "attention sees the future",
         "The mask is the caller's business.",
@@ -221,12 +401,33 @@ MISTAKES = (
         change=((LOGITS, "return x @ self.embed.weight.T"),),
     ),
     Mistake(
+        "last-eps-fixed",
+        "the eps of the Config does not reach the last norm",
+        "The default will do.",
+        "test_the_pre_norm_model_equals_its_definition",
+        change=((LAST, LAST + "\n        if self.blocks[0].pre:\n            self.norm.eps = 1e-6"),),
+    ),
+    Mistake(
         "untied",
         "the output has a matrix of its own",
         "Input and output are different things.",
         "test_a_new_model_has_one_embedding_and_its_blocks",
         change=(
             (LAST, LAST + "\n        self.head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)"),
+            (LOGITS, "return self.head(self.norm(x))"),
+        ),
+    ),
+    Mistake(
+        "tied-under-a-second-name",
+        "the output is a module of its own that shares the weight, which so stands in the state_dict twice",
+        "head.weight = embed.weight ties them.",
+        "test_a_new_model_has_one_embedding_and_its_blocks",
+        change=(
+            (
+                LAST,
+                LAST + "\n        self.head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)"
+                "\n        self.head.weight = self.embed.weight",
+            ),
             (LOGITS, "return self.head(self.norm(x))"),
         ),
     ),
@@ -257,6 +458,25 @@ MISTAKES = (
         "The 2017 paper does it with tied weights.",
         "test_the_post_norm_model_equals_its_definition",
         change=((EMBED, "        x = self.embed(tokens) * self.embed.embedding_dim**0.5\n"),),
+    ),
+    Mistake(
+        "last-token-only",
+        "the model returns the logits of the last token only",
+        "That is where the next token is read.",
+        "test_the_pre_norm_model_equals_its_definition",
+        change=((LOGITS, LOGITS.replace("self.norm(x)", "self.norm(x)[:, -1:]")),),
+    ),
+    Mistake(
+        "token-0-is-padding",
+        "token 0 is taken for padding: its row learns nothing from the lookup",
+        "padding_idx=0 is usual.",
+        "test_the_embedding_learns_from_both_ends",
+        change=(
+            (
+                "self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)",
+                "self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model, padding_idx=0)",
+            ),
+        ),
     ),
     Mistake(
         "probabilities-for-logits",
