@@ -87,7 +87,7 @@ class Labelled:
 
 @dataclass
 class Lesson:
-    """Training of the model logits = gain · table[ids] + bias."""
+    """Training of a small model of our own."""
 
     table: Tensor
     bias: Tensor
@@ -95,6 +95,7 @@ class Lesson:
     ids: Tensor
     steps: int
     lr: float
+    model: str = "logits = gain · table[ids] + bias"
 
 
 @dataclass
@@ -106,6 +107,7 @@ class Prompt:
     ids: Tensor
     count: int
     options: dict
+    model: str = "logits after s tokens = rule[(1·(ids[0] + 1) + … + s·(ids[s − 1] + 1)) mod len(rule)]"
 
 
 def noise(seed, *shape):
@@ -166,7 +168,7 @@ def prompts(
 ):
     vocab, seed, batch = draw(st.integers(2, 5)), draw(SEEDS), draw(st.integers(1, 3))
     ids = laid_out(some_ids(seed, vocab, batch, draw(st.integers(*time))), draw(st.sampled_from(LAYOUTS)))
-    rule = noise(seed, 41, vocab)
+    rule = noise(seed, 5, vocab)
     return Prompt(
         rule,
         draw(st.integers(*context)),
@@ -386,22 +388,21 @@ def true_training(case):
     return losses, own
 
 
-def learned(case, losses, model):
-    """Losses and parameters are those of the definition."""
-    want, (table, bias) = true_training(case)
-    # torch divides by norm + 1e-6 when it clips, others by norm: that may move each step by 1e-6 of lr.
-    slack = 1 + case.steps * case.gain * case.lr * 1e-6 / epsilon(torch.float64)
-    got = torch.tensor([float(x) for x in losses], dtype=torch.float64)
-    assert_close(
-        got,
-        torch.tensor(want, dtype=torch.float64),
-        dtype=torch.float64,
-        magnitude=slack * 30,
-        name="the list of losses",
-    )
+def slack(case):
+    """torch divides by norm + 1e-6 when it clips, others by norm: that may move each step by 1e-6 of lr."""
+    return 1 + case.steps * case.gain * case.lr * 1e-6 / epsilon(torch.float64)
+
+
+def learned(case, model):
+    """The parameters are those of the definition."""
+    _, (table, bias) = true_training(case)
     for name, due in (("table", table), ("bias", bias)):
         assert_close(
-            getattr(model, name), due, dtype=torch.float64, magnitude=slack * 9, name=f"the parameter {name}"
+            getattr(model, name),
+            due,
+            dtype=torch.float64,
+            magnitude=slack(case) * 9,
+            name=f"the parameter {name}",
         )
     assert_equal(
         model.unused.detach(), torch.ones(2, dtype=torch.float64), "a parameter that gets no gradient"
@@ -528,11 +529,19 @@ def test_the_future_never_matters(subject, case, row, place):
     row, place = row % case.ids.shape[0], place % case.ids.shape[1]
     model = built(subject, case)
     moved = changed(model(next_id(case, row, place)), model(case.ids), case).amax(-1)
-    assert_true(moved[row, place] > 0, f"the token in place {place} does not change its own row", got=moved)
+    assert_true(
+        moved[row, place] > 0,
+        f"another token in place {place} of text {row} does not change its own row",
+        expected=f"a change in place {place} of text {row}",
+        got=moved,
+    )
     other = torch.arange(len(moved)) != row
     early = bool(moved[row, :place].any() or moved[other].any())
     assert_true(
-        not early, f"the token in place {place} of text {row} changes rows that may not see it", got=moved
+        not early,
+        f"another token in place {place} of text {row} changes rows that may not see it, each by so much",
+        expected=f"0 before place {place}" + " and in all other texts" * (len(moved) > 1),
+        got=moved,
     )
 
 
@@ -547,7 +556,10 @@ def test_every_earlier_token_matters(subject, case, place):
     model = built(subject, case, found)
     moved = changed(model(next_id(case, 0, place)), model(case.ids), case).amax(-1)[0, place:]
     assert_true(
-        bool((moved > 0).all()), f"the token in place {place} does not reach all later places", got=moved
+        bool((moved > 0).all()),
+        f"another token in place {place} does not change every row from there on: by so much they change",
+        expected="no 0",
+        got=moved,
     )
 
 
@@ -584,7 +596,10 @@ def test_heads_do_not_mix(subject, case, pick):
         gap = changed(put(model, moved)(case.ids), before, case)
         verb = "has no effect" if effect else "has an effect"
         assert_true(
-            bool(gap.any()) is effect, f"the output layer reads head {mine}, and head {head} {verb}", got=gap
+            bool(gap.any()) is effect,
+            f"the output layer reads head {mine}, and head {head} {verb}: the logits change by so much",
+            expected="not 0 everywhere" if effect else "0 everywhere",
+            got=gap,
         )
 
 
@@ -609,12 +624,12 @@ def test_the_mlp_equals_its_definition(subject, case):
 
 
 @examples(quick=2, full=10)
-@given(case=cases(time=MANY), sign=st.sampled_from((-1, 1)), reach=st.sampled_from((30, 120)))
+@given(case=cases(time=MANY), sign=st.sampled_from((-1, 1)), reach=st.sampled_from((30, 120, 300)))
 def test_large_scores_change_nothing(subject, case, sign, reach):
-    """What is added to all scores of a query alike drops out, be it 900 or 14400 times the root of head_dim, up or
+    """What is added to all scores of a query alike drops out, be it 900 or 90000 times the root of head_dim, up or
     down.
 
-    Catches exp without the maximum taken off, which overflows, and a mask that is a mere −100 or −10000."""
+    Catches exp without the maximum taken off, which overflows, and a mask that is a mere −100, −10000 or −65504."""
     found = without(weights(case), "mlp")
     d = case.d_model
     found["blocks.0.attn.qkv.bias"][:d] += reach
@@ -632,7 +647,7 @@ def test_long_texts_equal_the_definition(subject, seed, batch):
     """A text of 80 tokens of 70 kinds has the logits of the definition, all of it.
 
     Catches a window, a mask or a table of a fixed size."""
-    case = Case(70, 80, 5, 1, 1, some_ids(seed, 70, batch, 80), seed)
+    case = Case(70, 80, 2, 1, 1, some_ids(seed, 70, batch, 80), seed)  # few heads: some loop over them
     agree(built(subject, case)(case.ids), true_logits(case, weights(case)), case)
 
 
@@ -774,7 +789,7 @@ def test_the_first_step_is_one_of_adamw(subject, case):
 
     Catches plain SGD or Adam, an lr that is ignored, other weight decay, a step before the gradient is there or after
     it is zeroed, and gradients that go up the hill."""
-    learned(case, *trained(subject, case))
+    learned(case, trained(subject, case)[1])
 
 
 @examples(quick=3, full=25)
@@ -783,7 +798,7 @@ def test_steps_follow_one_another(subject, case):
     """Several steps are those of one AdamW, each with the gradient of its own step.
 
     Catches gradients that add up because nobody zeroes them, and an optimiser made anew in every step."""
-    learned(case, *trained(subject, case))
+    learned(case, trained(subject, case)[1])
 
 
 @examples(quick=3, full=25)
@@ -793,11 +808,11 @@ def test_gradients_are_clipped_to_norm_one(subject, case):
 
     Catches no clipping, clipping after the step or before the backward pass, by value, or one parameter at a time.
     AdamW shows it only from the second step on: its first is the same for gradients of any size."""
-    learned(case, *trained(subject, case))
+    learned(case, trained(subject, case)[1])
 
 
 @examples(quick=3, full=25)
-@given(case=lessons(steps=(0, 4)))
+@given(case=lessons(steps=(0, 4), gains=(1.0, 0.2, 8.0)))
 def test_losses_are_those_before_each_step(subject, case):
     """The list holds one number a step: the loss that its gradient was taken of. No steps change nothing.
 
@@ -808,10 +823,9 @@ def test_losses_are_those_before_each_step(subject, case):
     assert_equal(wrong, [], "the types of losses that are not float")
     assert_equal(len(losses), case.steps, "the number of losses")
     want, _ = true_training(case)
-    slack = 1 + case.steps * case.lr * 1e-6 / epsilon(torch.float64)
     got = torch.tensor(losses, dtype=torch.float64)
     want = torch.tensor(want, dtype=torch.float64)
-    assert_close(got, want, dtype=torch.float64, magnitude=slack * 30, name="the list of losses")
+    assert_close(got, want, dtype=torch.float64, magnitude=slack(case) * 30, name="the list of losses")
     known = Bigram(torch.tensor([[0.0, 14.0], [14.0, 0.0]], dtype=torch.float64))
     losses = subject.train(known, torch.tensor([[0, 1, 0]]), steps=case.steps, lr=case.lr)
     assert_equal(len(losses), case.steps, "the number of losses, of a text that is known from the start")
@@ -825,7 +839,7 @@ def test_old_gradients_do_not_count(subject, case):
     Catches zeroing at the end of each step only."""
     model = Bigram(case.table, case.bias, case.gain)
     model.table.grad, model.bias.grad = 3 * noise(1, *case.table.shape), noise(2, *case.bias.shape)
-    learned(case, *trained(subject, case, model))
+    learned(case, trained(subject, case, model)[1])
 
 
 @examples(quick=2, full=10)
@@ -975,20 +989,36 @@ def law_of(first, temperature, count):
     return law
 
 
+@dataclass
+class Draws:
+    """A model that looks at the last token alone, which one that is, and how to draw."""
+
+    logits_after: dict
+    last: int
+    temperature: float | None
+    seed: int
+
+
+def draws(*temperatures):
+    told = {token: [*row] for token, row in enumerate(ROWS.tolist())}
+    return st.builds(Draws, st.just(told), st.integers(0, 2), st.sampled_from(temperatures), SEEDS)
+
+
 @examples(quick=3, full=15)
-@given(first=st.integers(0, 2), temperature=st.sampled_from((0.5, 2.0, 1.0, None)), seed=SEEDS)
-def test_draws_follow_the_temperature(subject, first, temperature, seed):
+@given(case=draws(0.5, 2.0, 1.0, None))
+def test_draws_follow_the_temperature(subject, case):
     """Tokens are drawn as softmax(logits / temperature) has it; temperature is 1 if not given.
 
     Catches logits multiplied by the temperature, a temperature ignored, one applied to probabilities, and
     argmax in spite of a generator. A count is refused if less likely than 2e-13."""
+    last, temperature, seed = case.last, case.temperature, case.seed
     options = {} if temperature is None else {"temperature": temperature}
     # The first rows end otherwise, so that what is drawn for them does not do for the others.
-    ids = torch.tensor([[0, (first + 1) % 3]] * 50 + [[0, first]] * 800)
+    ids = torch.tensor([[0, (last + 1) % 3]] * 50 + [[0, last]] * 800)
     generator = torch.Generator().manual_seed(seed)
     got = subject.generate(Bigram(ROWS), ids, 1, generator=generator, **options)
     assert_tensor(got, shape=(850, 3), dtype=torch.int64, name="the batch of texts")
-    assert_as_likely(got[50:, 2:], law_of(first, temperature or 1.0, 1), f"after {first}, the token")
+    assert_as_likely(got[50:, 2:], law_of(last, temperature or 1.0, 1), f"after {last}, the token")
     if temperature is None:
         generator.manual_seed(seed)
         same = subject.generate(Bigram(ROWS), ids, 1, generator=generator, temperature=1.0)
@@ -996,15 +1026,15 @@ def test_draws_follow_the_temperature(subject, first, temperature, seed):
 
 
 @examples(quick=2, full=10)
-@given(first=st.integers(0, 2), seed=SEEDS)
-def test_every_token_of_every_text_is_drawn_anew(subject, first, seed):
+@given(case=draws(None))
+def test_every_token_of_every_text_is_drawn_anew(subject, case):
     """Two tokens in a row, in 800 texts, have the probability of the one times that of the other.
 
     Catches one draw shared by all texts, and a generator that starts again with every token."""
-    generator = torch.Generator().manual_seed(seed)
-    got = subject.generate(Bigram(ROWS), torch.full((800, 1), first), 2, generator=generator)
+    generator = torch.Generator().manual_seed(case.seed)
+    got = subject.generate(Bigram(ROWS), torch.full((800, 1), case.last), 2, generator=generator)
     assert_tensor(got, shape=(800, 3), dtype=torch.int64, name="the batch of texts")
-    assert_as_likely(got[:, 1:], law_of(first, 1.0, 2), f"after {first}, the tokens")
+    assert_as_likely(got[:, 1:], law_of(case.last, 1.0, 2), f"after {case.last}, the tokens")
 
 
 @examples(quick=1, full=2)
@@ -1230,8 +1260,12 @@ def test_cached_generation_leaves_the_model(subject, case, count, draws):
     assert_left(model, case.training)
 
 
-@examples(quick=3, full=20)
-@given(case=cases(layers=(2, 1)), context=st.integers(1, 4), count=st.integers(1, 5))
+@examples(quick=3, full=30)
+@given(
+    case=cases(layers=(2, 1), batch=(1, 2, 3, 5)),
+    context=st.sampled_from((2, 3, 4, 1)),
+    count=st.integers(1, 7),
+)
 def test_cached_generation_goes_on_beyond_the_context(subject, case, context, count):
     """Once the text outgrows the context, each token is the likeliest after the last ``context`` ones, as read anew.
 
