@@ -73,7 +73,8 @@ def limit_resources(memory_gb: float, seconds: float) -> None:
 
 def gpu_here() -> bool:
     """Is there a GPU that torch can use? Asked without starting CUDA, which would not survive a fork."""
-    return torch.backends.cuda.is_built() and any(Path("/dev").glob("nvidia[0-9]*"))
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() in ("", "-1")
+    return torch.backends.cuda.is_built() and not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _address_space() -> int:
