@@ -24,8 +24,9 @@ first values that torch.nn gives them, so that a state_dict of torch's layer loa
   device out are those of x. Parameters and buffers have the dtype of x, or are float32 under a half type.
 - For half types mean, variance, eps and x − mean are float32, and so are the running statistics if the
   layer is. Entries may be of any size that float16 holds.
-- The mean may be far larger than the deviation: rows around 10,000 with a deviation of 1, in float32, come
-  out right to about 1%, as the rounding of their mean allows.
+- The mean may be far larger than the deviation: rows around 10,000 in float32, or around ten million in
+  float64, with a deviation of 1, come out as right as the rounding of their mean allows (in float32 to
+  about 1%).
 - Gradients flow by autograd to x, weight and bias; in training also through mean and var.
 - ValueError, with the shapes received: if the last dimension of x is not dim; if x is not (batch,
   num_features) or (batch, num_features, length); in training, if a channel has fewer than two values, and

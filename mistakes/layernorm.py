@@ -454,6 +454,49 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "batch-squares-in-half-precision",
+        "BatchNorm squares the deviations in half precision: in float16 they overflow beyond 256",
+        "PyTorch sums in float32 by itself.",
+        "test_half_precision_batches_equal_the_definition",
+        change=(
+            (CHOICE, CHOICE.replace("self._observe(wide)", "self._observe(wide, x.dtype)")),
+            ("def _observe(self, wide: Tensor)", "def _observe(self, wide: Tensor, kept: torch.dtype)"),
+            (BN_VAR, "var = (rows - mean).to(kept).square().to(rows.dtype).mean(dim=0)"),
+        ),
+    ),
+    Mistake(
+        "running-mean-in-half-precision",
+        "in eval the running mean is rounded to half precision before it is subtracted",
+        "The mean fits the dtype of the values.",
+        "test_half_precision_batches_equal_the_definition",
+        change=(
+            (CHOICE, CHOICE.replace("(self.running_mean,", "(self.running_mean.to(x.dtype).to(wide.dtype),")),
+        ),
+    ),
+    Mistake(
+        "statistics-of-the-first-eval",
+        "the running statistics are read at the first call in eval, and kept when training goes on",
+        "After training the statistics do not change any more.",
+        "test_running_statistics_follow_the_batches",
+        change=(
+            (
+                CHOICE,
+                'if not self.training and not hasattr(self, "_kept"):\n'
+                "            self._kept = (self.running_mean.clone(), self.running_var.clone())\n"
+                "        mean, var = self._observe(wide) if self.training else self._kept",
+            ),
+        ),
+    ),
+    Mistake(
+        "momentum-zero-left-out",
+        "a momentum of 0 is taken for one that was left out, and becomes 0.1",
+        "`momentum or 0.1` supplies the default.",
+        "test_running_statistics_follow_the_batches",
+        change=(
+            ("self.eps, self.momentum = eps, momentum\n", "self.eps, self.momentum = eps, momentum or 0.1\n"),
+        ),
+    ),
+    Mistake(
         "statistics-in-half-precision",
         "the statistics of a half-precision batch are rounded to its dtype",
         "The mean fits the dtype of the values.",

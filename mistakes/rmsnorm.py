@@ -189,6 +189,13 @@ MISTAKES = (
             ("if weight.shape != x.shape[-1:]:", "if weight.shape[-1:] not in (x.shape[-1:], (1,), ()):"),
         ),
     ),
+    Mistake(
+        "a-column-for-the-weight",
+        "only the length of weight is compared, so that a column (dim, 1) broadcasts over the rows",
+        "len(weight) == dim says it all.",
+        "test_a_weight_that_does_not_fit_is_refused",
+        change=(("if weight.shape != x.shape[-1:]:", "if weight.shape[:1] != x.shape[-1:]:"),),
+    ),
     # --- part 2
     Mistake(
         "left-in-float32",
@@ -203,6 +210,13 @@ MISTAKES = (
         "PyTorch sums in float32 by itself.",
         "test_entries_beyond_256_do_not_overflow",
         change=((MEAN, "x.square().to(wide.dtype).mean(dim=-1, keepdim=True)"),),
+    ),
+    Mistake(
+        "weight-times-x-in-half-precision",
+        "x is multiplied by weight in half precision first: in float16 the product of large entries overflows",
+        "Products commute.",
+        "test_entries_beyond_256_do_not_overflow",
+        change=((RESULT, "return (x * weight.to(x.dtype) * inverse_rms).to(x.dtype)"),),
     ),
     Mistake(
         "running-sum-in-half-precision",

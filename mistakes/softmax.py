@@ -136,6 +136,13 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "reciprocal-exponential",
+        "the weights are 1 / exp(max − x): for a logit far below the best their gradient is 0 · inf = NaN",
+        "exp(−a) is 1 / exp(a).",
+        "test_softmax_gradient_equals_the_jacobian",
+        change=(("    weights = _shifted(x, dim).exp()", "    weights = 1 / (-_shifted(x, dim)).exp()"),),
+    ),
+    Mistake(
         "running-sum-in-half-precision",
         "the exponentials of half-precision logits are added up in half precision",
         "torch.cumsum and loops keep enough digits.",
@@ -375,6 +382,19 @@ MISTAKES = (
         "test_the_mean_over_no_target_is_nan",
         change=(
             ("return -likelihood.mean().to(", "return (-likelihood.sum() / kept.sum().clamp(min=1)).to("),
+        ),
+    ),
+    Mistake(
+        "nothing-in-float32",
+        "a batch without targets returns a NaN of its own, in float32 whatever the logits are",
+        "NaN is NaN.",
+        "test_the_mean_over_no_target_is_nan",
+        change=(
+            (
+                "    # Dropping the ignored rows",
+                '    if not kept.any():\n        return torch.tensor(float("nan"))\n    # Dropping the ignored rows',
+            ),
+            ("from jaxtyping import Float, Int\n", "import torch\nfrom jaxtyping import Float, Int\n"),
         ),
     ),
     Mistake(

@@ -34,5 +34,5 @@ def cross_entropy(logits, targets, *, ignore_index=-100):
     return (
         torch.nanmean(-log_softmax(z, 1)[torch.arange(z.shape[0]), t.long()]).to(logits.dtype)
         if len(t)
-        else (z.sum() / 0)
+        else (z.sum() / 0).to(logits.dtype)
     )
