@@ -449,7 +449,7 @@ def test_a_block_of_silent_attention_is_its_feed_forward(subject, case):
 
 
 @examples(quick=3, full=18)
-@given(case=silenced(AttentionAlone, streams(sizes(GROUPED, times=((1, 2), (2, 3), (1, 4))), PLAIN)))
+@given(case=silenced(AttentionAlone, streams(sizes(GROUPED, times=((1, 1), (1, 2), (2, 3), (1, 4))), PLAIN)))
 def test_a_block_of_silent_feed_forward_is_its_attention(subject, case):
     """With w_down zero a pre-norm block is x + attn(attn_norm(x)), and a post-norm block is
     ff_norm(attn_norm(x + attn(x))). Heads of keys and values serve consecutive query heads, scores are divided by
@@ -512,7 +512,7 @@ def test_the_future_does_not_reach_a_block(subject, case):
 
     Catches attention that is not causal, norms over the whole sequence, and a mask kept from the first call."""
     cut = replace(case, x=case.x[:, : case.kept])
-    module = built(subject, case)
+    module = built(subject, case).eval()  # dropout is for other claims
     first = applied(module, cut.x)
     got = applied(module, case.x)
     assert_tensor(got, shape=case.x.shape, dtype=case.x.dtype)
@@ -795,10 +795,6 @@ def probes(subject):
 
         return probe
 
-    def training():
-        made = module("DecoderLM").train()
-        return gradients(made(tokens), [made.embed.weight])[0].float()
-
     def twice_in_training():
         """Is a second call like the first?"""
         made = module("Block").train()
@@ -828,10 +824,8 @@ def probes(subject):
             f"block, {norm}, bf16": dtype_of("Block", x.bfloat16(), norm=norm),
             f"block, {norm}, names": names("Block", norm=norm),
             f"model, {norm}": run("DecoderLM", tokens, norm=norm),
-            f"model, {norm}, eps": run("DecoderLM", tokens, norm=norm, eps=0.5),
-            f"model, {norm}, three layers": run("DecoderLM", tokens, norm=norm, n_layers=3),
             f"model, {norm}, gradients": slopes("DecoderLM", tokens, norm=norm),
-            f"model, {norm}, bf16": dtype_of("DecoderLM", tokens, norm=norm),
+            f"model, {norm}, bf16": dtype_of("DecoderLM", tokens, norm=norm, n_layers=1),
             f"model, {norm}, names": names("DecoderLM", norm=norm),
         }
     found |= {
@@ -840,11 +834,11 @@ def probes(subject):
             0, -1
         ].float(),
         "a longer sequence later": longer_later,
-        "training, gradients": training,
+        "model, eps": run("DecoderLM", tokens, n_layers=1, eps=0.5),
         "twice in training": twice_in_training,
         "another norm": lambda: bool(module("Block", norm="none")),  # raises, or says that it was taken
-        "negative token": refused(lambda: module("DecoderLM")(tokens - 1)),
-        "token too large": refused(lambda: module("DecoderLM")(tokens + 1)),
-        "too many tokens": refused(lambda: module("DecoderLM", max_len=3)(tokens)),
+        "negative token": refused(lambda: module("DecoderLM", n_layers=1)(tokens - 1)),
+        "token too large": refused(lambda: module("DecoderLM", n_layers=1)(tokens + 1)),
+        "too many tokens": refused(lambda: module("DecoderLM", n_layers=1, max_len=3)(tokens)),
     }
     return found
