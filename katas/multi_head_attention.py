@@ -13,7 +13,8 @@ Write one nn.Module. It splits d_model into n_heads heads of head_dim = d_model 
       wo.weight   (d_model, n_heads · head_dim)
   Heads come in order: head h has the rows h · head_dim … (h + 1) · head_dim − 1 of wq, wk and wv, and the
   columns of these numbers of wo. How the weights start out is open.
-- Each head attends by softmax(q·k / √head_dim); the heads side by side go through wo.
+- Each head attends by softmax(q·k / √head_dim); the heads side by side go through wo. Scores of up to 1e6 in
+  size, where the dtype holds them, give finite results, and a token that is not seen never has a weight.
 - causal: a token sees itself and the tokens before it in x. Otherwise it sees all tokens.
 - rope is a pair of float32 tables (cos, sin), each (length, head_dim / 2), as reference.rope makes them. The
   queries and keys of every head, not the values, are turned by the row of their token, half-split: the
@@ -30,8 +31,11 @@ for n_heads.
 Part 3. With window, a token sees the last `window` tokens, itself included.
 
 - The module may be moved to float64, float32, float16 or bfloat16; x has its dtype, and so has the result.
-  For half types, sums run in float32. batch may be 0, every other size is at least 1. x may be
-  non-contiguous and is left alone. Gradients flow to x and to the weights by autograd.
+  For half types what is judged is the result: right to a few roundings of the dtype, over 1,100 tokens or
+  600 channels, too. Values may be kept in the half type, but sums must not run in it: torch's matmul and
+  softmax add up in float32 inside, a running total in bfloat16 does not.
+- batch may be 0, every other size is at least 1. x may be non-contiguous and is left alone. Gradients flow to
+  x and to the weights by autograd, and weights that are loaded or changed count from the next call on.
 - ValueError, with the values received, for
     a d_model, n_heads, n_kv_heads or window below 1; an n_heads that does not divide d_model; an n_kv_heads
     that does not divide n_heads; a window without causal; tables that differ in shape or do not have

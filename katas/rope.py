@@ -3,6 +3,7 @@
     rope_tables(length, head_dim, *, base=10000.0)
         cos and sin, each float32 of shape (length, head_dim / 2): at row p and column i the cosine and
         the sine of p · θ_i, where θ_i = base^(−2i / head_dim), i = 0 … head_dim / 2 − 1. length may be 0.
+        Every call makes tables of its own: what is written into them does not show in the next ones.
 
     apply_rope(x, cos, sin, positions=None, *, interleaved=False)
         x with each of its pairs of channels rotated: the pair i of a token at position p, (a, b), becomes

@@ -16,20 +16,29 @@ GROUPS = "n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads"
 NEAR = "return torch.ones(time, time, dtype=torch.bool, device=device).triu(1 - self.window)"
 WINDOW = "if window is not None and (window < 1 or not causal):"
 
+SCORES = (
+    "time, wide = x.shape[1], torch.float64 if x.dtype == torch.float64 else torch.float32\n"
+    "        seen = torch.ones(time, time, dtype=torch.bool)\n"
+    "        seen = seen.tril() if self.causal else seen\n"
+    "        seen = seen if self.window is None else seen & self._near(time, x.device)\n"
+    "        scores = (q.to(wide) @ k.to(wide).mT * self.head_dim**-0.5)"
+)
+LOWEST = "scores = scores.masked_fill(~seen, torch.finfo(wide).min)"
+
 MISTAKES = (
     # --- heads ---
     Mistake(
         "heads-by-a-reshape-alone",
         "the projections are reshaped to (batch, heads, time, head_dim) without a transpose",
         "The numbers fit, so the reshape is right.",
-        "test_each_head_has_rows_of_its_own",
+        "test_equal_scores_give_the_mean_of_what_a_token_sees",
         change=((SPLIT, "return x.reshape(x.shape[0], -1, x.shape[1], self.head_dim)"),),
     ),
     Mistake(
         "merged-by-a-reshape-alone",
         "the heads are merged by a reshape, without transposing them back",
         "reshape(batch, time, d_model) puts the heads side by side.",
-        "test_each_head_has_rows_of_its_own",
+        "test_equal_scores_give_the_mean_of_what_a_token_sees",
         change=((MERGE, "out.reshape(x.shape)"),),
     ),
     Mistake(
@@ -43,7 +52,7 @@ MISTAKES = (
         "heads-attend-to-each-other",
         "time and heads are not swapped, so that the heads of one token attend to each other",
         "Attention works on the last two dimensions, and these are heads and head_dim.",
-        "test_each_head_has_rows_of_its_own",
+        "test_equal_scores_give_the_mean_of_what_a_token_sees",
         change=(
             (SPLIT, "return x.unflatten(2, (-1, self.head_dim))"),
             (MERGE, "out.flatten(2)"),
@@ -53,7 +62,7 @@ MISTAKES = (
         "time-first",
         "x is taken as (time, batch, d_model), so that the entries of the batch attend to each other",
         "So does torch.nn.MultiheadAttention, unless it is told batch_first.",
-        "test_batch_entries_are_independent",
+        "test_equal_scores_give_the_mean_of_what_a_token_sees",
         change=(
             (SPLIT, "return x.unflatten(2, (-1, self.head_dim)).permute(1, 2, 0, 3)"),
             (MERGE, "out.permute(2, 0, 1, 3).flatten(2)"),
@@ -64,7 +73,7 @@ MISTAKES = (
         "no-output-projection",
         "wo is made and not used",
         "The heads side by side have the right shape already.",
-        "test_the_module_equals_its_definition",
+        "test_equal_scores_give_the_mean_of_what_a_token_sees",
         change=((OUT, f"return {MERGE}"),),
     ),
     Mistake(
@@ -101,6 +110,77 @@ MISTAKES = (
         "Scale early, so that nothing overflows; attention knows nothing of it.",
         "test_scores_are_divided_by_the_root_of_head_dim",
         change=((ATTEND, ATTEND.replace("q, k", "q * self.head_dim**-0.5, k")),),
+    ),
+    Mistake(
+        "softmax-over-the-queries",
+        "softmax runs over the queries and not over the keys",
+        "The scores are square, and one of the two axes sums to 1.",
+        "test_the_module_equals_its_definition",
+        change=(
+            (
+                ATTEND,
+                f"{SCORES}\n        {LOWEST}\n        weights = scores.softmax(-2).where(seen, 0)\n"
+                "        out = (weights @ v.to(wide)).to(x.dtype)",
+            ),
+        ),
+    ),
+    Mistake(
+        "masked-after-the-softmax",
+        "the weights of hidden tokens are set to 0 after the softmax, and the others no longer sum to 1",
+        "A hidden token has the weight 0.",
+        "test_causal_shows_a_token_the_past_and_itself",
+        change=(
+            (
+                ATTEND,
+                f"{SCORES}\n        out = (scores.softmax(-1).where(seen, 0) @ v.to(wide)).to(x.dtype)",
+            ),
+        ),
+    ),
+    Mistake(
+        "hidden-by-minus-10000",
+        "hidden scores are set to −10,000, which large scores fall below",
+        "No score is as low as that.",
+        "test_large_scores_do_not_overflow",
+        change=(
+            (
+                ATTEND,
+                f"{SCORES}\n        scores = scores.masked_fill(~seen, -1e4)\n"
+                "        out = (scores.softmax(-1) @ v.to(wide)).to(x.dtype)",
+            ),
+        ),
+    ),
+    Mistake(
+        "scores-clamped",
+        "scores are cut to ±1,000",
+        "Then exp cannot overflow.",
+        "test_large_scores_do_not_overflow",
+        change=(
+            (
+                ATTEND,
+                f"{SCORES}.clamp(-1e3, 1e3)\n        {LOWEST}\n"
+                "        out = (scores.softmax(-1) @ v.to(wide)).to(x.dtype)",
+            ),
+        ),
+    ),
+    Mistake(
+        "float64-cut-to-float32",
+        "softmax runs in float32, for float64 too",
+        "softmax(dtype=torch.float32), as the big models have it.",
+        "test_the_module_equals_its_definition",
+        change=(
+            (
+                ATTEND,
+                f"{SCORES}\n        {LOWEST}\n"
+                "        out = (scores.softmax(-1, dtype=torch.float32).to(wide) @ v.to(wide)).to(x.dtype)",
+            ),
+        ),
+    ),
+    Mistake(
+        "x-viewed",
+        "x is reshaped by view, which fails unless x is contiguous",
+        "view is reshape.",
+        "test_the_module_equals_its_definition",
+        change=((PROJECT, "x = x.view(-1).view(x.shape)\n        " + PROJECT),),
     ),
     Mistake(
         "biased",
@@ -169,6 +249,22 @@ MISTAKES = (
                 "            k, v = kept if kept[0].shape == k.shape else (k, v)\n"
                 "            self.kept = k.detach(), v.detach()\n"
                 f"        {REPEAT}",
+            ),
+        ),
+    ),
+    Mistake(
+        "weights-put-together-once",
+        "in evaluation the weights of the first call are used again, although others were loaded since",
+        "In evaluation weights do not change, so one matrix can be put together and kept.",
+        "test_new_weights_count_from_the_next_call_on",
+        change=(
+            (
+                PROJECT,
+                "if self.training or not hasattr(self, 'packed'):\n"
+                "            self.packed = torch.cat([w.weight for w in (self.wq, self.wk, self.wv)])\n"
+                "        sizes = [w.out_features for w in (self.wq, self.wk, self.wv)]\n"
+                "        parts = nn.functional.linear(x, self.packed).split(sizes, dim=-1)\n"
+                "        q, k, v = (self._split(part) for part in parts)",
             ),
         ),
     ),
@@ -296,6 +392,90 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "positions-of-the-first-call",
+        "the rows of the tables are picked in the first call and kept while positions keep their shape",
+        "The rows are the same each time.",
+        "test_positions_choose_the_rows_of_the_tables",
+        change=(
+            (
+                TURN,
+                "if positions is not None:\n"
+                "                kept = getattr(self, 'kept', positions)\n"
+                "                self.kept = positions = kept if kept.shape == positions.shape else positions\n"
+                f"            {TURN}",
+            ),
+        ),
+    ),
+    Mistake(
+        "positions-in-the-dtype-of-x",
+        "positions pass through the dtype of x, and bfloat16 has no odd numbers beyond 256",
+        "What meets x has to have its dtype.",
+        "test_large_positions_are_exact_in_every_dtype",
+        change=(
+            (
+                TURN,
+                f"positions = positions if positions is None else positions.to(x.dtype).long()\n            {TURN}",
+            ),
+        ),
+    ),
+    Mistake(
+        "positions-by-head",
+        "where there are as many sequences as heads, the positions of a sequence go to a head",
+        "(batch, time, head_dim) broadcasts against (batch, heads, time, head_dim).",
+        "test_positions_choose_the_rows_of_the_tables",
+        change=(
+            (
+                TURN,
+                "if positions is not None and positions.ndim == 2 and len(x) == q.shape[1] > 1:\n"
+                "                swap = lambda heads: apply_rope(heads.transpose(0, 1), cos, sin, positions)\n"
+                "                q, k = swap(q).transpose(0, 1), swap(k).transpose(0, 1)\n"
+                "            else:\n"
+                f"                {TURN}",
+            ),
+        ),
+    ),
+    Mistake(
+        "positions-by-time-and-batch",
+        "where there are as many sequences as tokens, positions are read as (time, batch)",
+        "Whichever way round it fits.",
+        "test_positions_choose_the_rows_of_the_tables",
+        change=(
+            (
+                TURN,
+                "if positions is not None and positions.shape == (x.shape[1], len(x)):\n"
+                f"                positions = positions.T\n            {TURN}",
+            ),
+        ),
+    ),
+    Mistake(
+        "int64-positions-only",
+        "positions in int32 are refused",
+        "An index is int64.",
+        "test_positions_choose_the_rows_of_the_tables",
+        change=(
+            (
+                TURN,
+                "if positions is not None and positions.dtype != torch.int64:\n"
+                "                raise ValueError(f'positions {positions.dtype}')\n"
+                f"            {TURN}",
+            ),
+        ),
+    ),
+    Mistake(
+        "last-rows-of-the-tables",
+        "without positions the last rows of the tables are taken, not the first",
+        "The newest tokens are at the end.",
+        "test_rope_turns_queries_and_keys",
+        change=(
+            (
+                TURN,
+                "if positions is None and x.shape[1] <= len(cos):\n"
+                "                cos, sin = cos[-x.shape[1] :], sin[-x.shape[1] :]\n"
+                f"            {TURN}",
+            ),
+        ),
+    ),
+    Mistake(
         "causal-by-positions",
         "causal hides the tokens at later positions, not those later in x",
         "Positions say who comes first.",
@@ -374,7 +554,52 @@ MISTAKES = (
         "test_sizes_that_do_not_fit_are_refused",
         change=((SIZES, SIZES.replace("d_model % n_heads or ", "d_model < n_heads or ")),),
     ),
+    Mistake(
+        "an-empty-batch-fails",
+        "an empty batch fails in a reshape with a −1",
+        "reshape(batch, time, −1) always knows what is left.",
+        "test_an_empty_batch_gives_an_empty_result",
+        change=((MERGE, "out.transpose(1, 2).reshape(len(x), x.shape[1], -1)"),),
+    ),
     # --- groups ---
+    Mistake(
+        "scale-of-the-key-heads",
+        "the scores are divided by the root of d_model / n_kv_heads",
+        "The keys have n_kv_heads heads.",
+        "test_consecutive_heads_share_keys_and_values",
+        change=((ATTEND, ATTEND.replace("q, k", "q * self.repeats**-0.5, k")),),
+    ),
+    Mistake(
+        "queries-dealt-to-the-groups",
+        "query head h uses the key-value head h mod n_kv_heads, and the heads are merged group by group",
+        "(group, shared) or (shared, group): the sizes fit either way.",
+        "test_consecutive_heads_share_keys_and_values",
+        change=(
+            (
+                REPEAT,
+                f"q = q.unflatten(1, (self.repeats, -1)).transpose(1, 2).flatten(1, 2)\n        {REPEAT}",
+            ),
+        ),
+    ),
+    Mistake(
+        "heads-merged-across-groups",
+        "the heads are right, but merged in the order of their place in the group",
+        "All heads are there, and wo mixes them anyway.",
+        "test_consecutive_heads_share_keys_and_values",
+        change=(
+            (
+                OUT,
+                f"out = out.unflatten(1, (-1, self.repeats)).transpose(1, 2).flatten(1, 2)\n        {OUT}",
+            ),
+        ),
+    ),
+    Mistake(
+        "no-key-heads-mean-all",
+        "n_kv_heads=0 is taken for None",
+        "n_kv_heads or n_heads.",
+        "test_groups_that_do_not_come_out_even_are_refused",
+        change=((GROUPS, "n_kv_heads = n_kv_heads or n_heads"),),
+    ),
     Mistake(
         "groups-ignored",
         "n_kv_heads is taken and ignored: there are as many heads of keys as of queries",
@@ -463,6 +688,13 @@ MISTAKES = (
             (NEAR, NEAR + ".tril(self.window - 1)"),
             (ATTEND, ATTEND.replace("self.causal", "self.causal and self.window is None")),
         ),
+    ),
+    Mistake(
+        "window-in-place-of-causal",
+        "with a window a token sees everything that comes after it",
+        "The mask of the window takes the place of the causal one.",
+        "test_a_token_sees_the_last_window_tokens",
+        change=((ATTEND, ATTEND.replace("self.causal", "self.causal and self.window is None")),),
     ),
     Mistake(
         "windows-side-by-side",

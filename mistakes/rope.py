@@ -13,6 +13,12 @@ PAIRS = "    a, b = _widened(x).unflatten(-1, split).unbind(pair)\n"
 CHOSEN = "    return positions.long()\n"
 OUTSIDE = "((positions < 0) | (positions >= length)).any()"
 
+ROWS_OF = "rows = _rows(x, len(cos), positions)"
+DONE = "return turned.flatten(-2).to(x.dtype)"
+PICKED = "cos, sin = cos[rows].unsqueeze(-3), sin[rows].unsqueeze(-3)"
+LONG = "return positions.long()"
+BOUNDS = "if ((positions < 0) | (positions >= length)).any():"
+
 MISTAKES = (
     # --- the tables
     Mistake(
@@ -88,6 +94,19 @@ MISTAKES = (
             (
                 RETURNED,
                 "return TABLES.setdefault((length, head_dim), (angles.cos().float(), angles.sin().float()))",
+            ),
+        ),
+    ),
+    Mistake(
+        "tables-handed-out-again",
+        "tables are kept, and a second call hands out the same ones, whatever was written into them",
+        "A cache around rope_tables saves the work.",
+        "test_every_call_makes_tables_of_its_own",
+        change=(
+            ("from torch import Tensor\n", "from torch import Tensor\n\nTABLES = {}\n"),
+            (
+                RETURNED,
+                "return TABLES.setdefault((length, head_dim, base), (angles.cos().float(), angles.sin().float()))",
             ),
         ),
     ),
@@ -405,6 +424,59 @@ MISTAKES = (
         change=((TURN, "(a * cos - b.detach() * sin, a.detach() * sin + b * cos)"),),
     ),
     Mistake(
+        "one-token-unturned",
+        "a single token comes back as it was",
+        "One token has no distance to any other.",
+        "test_a_quarter_turn_sends_the_first_half_to_the_second",
+        change=((ROWS_OF, "if x.shape[2] == 1:\n        return x.clone()\n    " + ROWS_OF),),
+    ),
+    Mistake(
+        "gradient-turned-the-same-way",
+        "a backward pass of one's own turns the gradient as the forward pass turns x, not back",
+        "The backward pass of a rotation is the rotation.",
+        "test_gradient_is_the_rotation_back",
+        change=(
+            (DONE, "return _Turned.apply(turned.flatten(-2).to(x.dtype), x, cos, sin, interleaved)"),
+            (
+                "def _rows(",
+                "class _Turned(torch.autograd.Function):\n"
+                "    @staticmethod\n"
+                "    def forward(ctx, out, x, cos, sin, interleaved):\n"
+                "        ctx.save_for_backward(cos, sin)\n"
+                "        ctx.interleaved = interleaved\n"
+                "        return out.clone()\n\n"
+                "    @staticmethod\n"
+                "    def backward(ctx, grad):\n"
+                "        cos, sin = ctx.saved_tensors\n"
+                "        split, pair = ((-1, 2), -1) if ctx.interleaved else ((2, -1), -2)\n"
+                "        a, b = _widened(grad).unflatten(-1, split).unbind(pair)\n"
+                "        turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=pair)\n"
+                "        return None, turned.flatten(-2).to(grad.dtype), None, None, None\n\n\n"
+                "def _rows(",
+            ),
+        ),
+    ),
+    Mistake(
+        "rows-kept-by-their-shape",
+        "the rows of the tables are kept from call to call and looked up by their shape",
+        "The same length has the same angles.",
+        "test_half_split_equals_its_definition",
+        change=(
+            ("from torch import Tensor\n", "from torch import Tensor\n\nKEPT = {}\n"),
+            (
+                PICKED,
+                "cos, sin = KEPT.setdefault(cos[rows].shape, (cos[rows].unsqueeze(-3), sin[rows].unsqueeze(-3)))",
+            ),
+        ),
+    ),
+    Mistake(
+        "rows-and-tokens-as-many-refused",
+        "tables with just as many rows as tokens are refused",
+        "time must be below the number of rows.",
+        "test_half_split_equals_its_definition",
+        change=(("if time > length:", "if time >= length:"),),
+    ),
+    Mistake(
         "width-unchecked",
         "tables of one column broadcast to every pair",
         "Broadcasting will complain by itself.",
@@ -471,6 +543,19 @@ MISTAKES = (
                 "    if interleaved:\n"
                 "        (c, d), (s, t) = (torch.cat([t, t], -1).unflatten(-1, (-1, 2)).unbind(-1) for t in (cos, sin))\n"
                 "    turned = torch.stack((a * c - b * s, a * t + b * d), dim=pair)\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "interleaved-viewed-as-complex",
+        "neighbours are viewed as complex numbers, which fails where the last dimension is not dense",
+        "view_as_complex takes any tensor.",
+        "test_interleaved_equals_its_definition",
+        change=(
+            (
+                ROWS_OF,
+                "if interleaved:\n        torch.view_as_complex(_widened(x).unflatten(-1, (-1, 2)))\n    "
+                + ROWS_OF,
             ),
         ),
     ),
@@ -555,6 +640,40 @@ MISTAKES = (
         change=(
             (PAIRS, PAIRS.replace("_widened(x)", "_widened(x if positions is None else x.detach() + 0 * x)")),
         ),
+    ),
+    Mistake(
+        "positions-changed",
+        "positions are changed in place, so that the caller's are others afterwards",
+        "They are mine once they are passed in.",
+        "test_positions_pick_rows_of_the_tables",
+        change=((LONG, "return positions.add_(1).long() - 1"),),
+    ),
+    Mistake(
+        "int64-positions-only",
+        "positions in int32 are refused",
+        "An index is int64.",
+        "test_positions_pick_rows_of_the_tables",
+        change=(
+            (
+                LONG,
+                "if positions.dtype != torch.int64:\n        raise ValueError(f'{positions.dtype}')\n    "
+                + LONG,
+            ),
+        ),
+    ),
+    Mistake(
+        "positions-by-time-and-batch",
+        "where there are as many sequences as tokens, positions are read as (time, batch)",
+        "Whichever way round it fits.",
+        "test_each_sequence_has_its_own_positions",
+        change=((LONG, "return (positions.T if positions.shape == (time, batch) else positions).long()"),),
+    ),
+    Mistake(
+        "last-row-refused",
+        "the last row of the tables is refused as a position",
+        "Positions end before length − 1.",
+        "test_positions_pick_rows_of_the_tables",
+        change=((BOUNDS, BOUNDS.replace(">= length", ">= length - 1")),),
     ),
     Mistake(
         "negative-positions-wrap",

@@ -14,6 +14,8 @@ Conventions:
   n_kv_heads = n_heads is plain multi-head attention, n_kv_heads = 1 is multi-query attention.
 - Rotary tables are handed in, since all layers share them; queries and keys are turned half-split, after
   the projection and before the keys are repeated. ``positions`` chooses their rows and nothing else.
+- Half types: values may be kept in them, but sums run in float32, here inside torch's matrix products and in
+  ``attention``. The result is right to a few roundings of the dtype, however long the sequence.
 - ``window`` counts the token itself: token t sees t − window + 1 … t. Mistral's window of 4096 is this.
 
 Costs O(time · d_model²) for the projections and O(time² · d_model) for the attention, and memory for

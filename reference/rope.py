@@ -32,7 +32,7 @@ from torch import Tensor
 def rope_tables(
     length: int, head_dim: int, *, base: float = 10000.0
 ) -> tuple[Float[Tensor, "length pairs"], Float[Tensor, "length pairs"]]:
-    """Cosines and sines of the angles at positions 0 … length − 1, one column a pair, in float32.
+    """Cosines and sines of the angles at positions 0 … length − 1, one column a pair, in float32, made anew.
 
     Raises ValueError if head_dim is not positive and even, length is negative, or base not positive.
     """
