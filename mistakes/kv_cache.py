@@ -215,6 +215,27 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "filled-up-before-it-raises",
+        "attend_with_cache takes the tokens one by one, and raises CacheFull when those that fit are in",
+        "The last append checks.",
+        "test_a_cache_that_is_full_refuses_and_changes_nothing",
+        change=(
+            (
+                GOES_IN,
+                "    room = cache.max_len - cache.length if isinstance(cache, KVCache) else k.shape[2]\n"
+                "    if room < k.shape[2]:\n"
+                "        cache.append(k[:, :, :room], v[:, :, :room])\n" + GOES_IN,
+            ),
+        ),
+    ),
+    Mistake(
+        "full-for-no-tokens-too",
+        "a full cache refuses an append of no tokens",
+        "Full is full.",
+        "test_an_empty_cache_holds_nothing",
+        change=((FULL, "        if stop > self.max_len or self.length == self.max_len:\n"),),
+    ),
+    Mistake(
         "overflow-is-cut",
         "tokens that do not fit are dropped in silence",
         "The context ends at max_len.",
@@ -254,6 +275,23 @@ MISTAKES = (
         "copy.copy copies.",
         "test_clones_do_not_see_each_other",
         change=((CLONE, CLONE.replace("deepcopy", "copy")),),
+    ),
+    Mistake(
+        "clone-without-room",
+        "a clone has room for the tokens it holds and for no more",
+        "It holds the same.",
+        "test_clones_do_not_see_each_other",
+        change=(
+            (
+                CLONE,
+                """    def clone(self) -> "KVCache":
+        _, batch, heads, _, dim = self._kv.shape
+        other = KVCache(batch, heads, max(self.length, 1), dim, dtype=self._kv.dtype, device=self._kv.device)
+        other.append(*self.view())
+        return other
+""",
+            ),
+        ),
     ),
     Mistake(
         "clone-starts-empty",
@@ -444,6 +482,19 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "queries-scaled-in-place",
+        "the caller's queries are multiplied by scale in place",
+        "q *= scale saves a tensor.",
+        "test_scale_multiplies_the_scores",
+        change=(
+            (
+                ATTEND,
+                "q *= q.shape[-1] ** -0.5 if scale is None else scale\n"
+                "    return attention(q, keys, values, mask=near, causal=True, scale=1.0)",
+            ),
+        ),
+    ),
+    Mistake(
         "scale-ignored",
         "scale is taken and ignored",
         "It is always 1/√head_dim.",
@@ -502,6 +553,22 @@ MISTAKES = (
         "v has the shape of k.",
         "test_shapes_that_do_not_fit_are_refused",
         change=((CHECK, "if k.ndim != 4 or k.shape != (batch, heads, k.shape[2], dim):"),),
+    ),
+    Mistake(
+        "fewer-heads-than-the-cache",
+        "fewer query heads than key-value heads are accepted, as long as one number divides the other",
+        "Sharing goes both ways.",
+        "test_shapes_that_do_not_fit_are_refused",
+        change=(
+            (
+                "    if not fit or q.shape[1] % k.shape[1]:",
+                "    if not fit or (q.shape[1] % k.shape[1] and k.shape[1] % q.shape[1]):",
+            ),
+            (
+                REPEAT,
+                "keys, values = (x[:, torch.arange(q.shape[1]) * x.shape[1] // q.shape[1]] for x in (keys, values))",
+            ),
+        ),
     ),
     Mistake(
         "appended-before-the-check",

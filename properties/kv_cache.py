@@ -44,19 +44,24 @@ PLACES = st.integers(0, 9)
 class Sequence:
     """The queries, keys and values of a sequence, and the pieces in which its tokens come.
 
-    ``spare`` is the room that is left in the end; ``window`` asks for a WindowKVCache."""
+    The cache has room for ``max_len``; ``window`` asks for a WindowKVCache."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     pieces: list[int]
-    spare: int = 0
+    max_len: int | None = None
     window: int | None = None
     scale: float | None = None
 
     @property
     def length(self):
         return sum(self.pieces)
+
+    @property
+    def spare(self):
+        """How much of the room is left in the end."""
+        return 0 if self.max_len is None else self.max_len - self.length
 
 
 def sequences(
@@ -86,8 +91,9 @@ def drawn(draw, sizes, pieces, makes, windows):
         laid_out((gain * part).reshape(shape).to(dtype), layout)
         for gain, part, shape in zip((loud, loud, 1), parts, shapes, strict=True)
     )
-    window = None if windows is None else draw(windows)
-    return Sequence(q, k, v, cut, T % 3, window, scale)
+    if windows is None:
+        return Sequence(q, k, v, cut, T + T % 3, None, scale)
+    return Sequence(q, k, v, cut, None, draw(windows), scale)
 
 
 def made(subject, case, *, tokens=None, **options):
@@ -148,7 +154,19 @@ def holds(cache, case, end, start=0, at=""):
 
 def bytes_held(thing):
     """The bytes of the floating-point tensors that can be reached from an object, each memory once."""
-    found, seen, left = {}, set(), [thing]
+    return sum(
+        {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in numbers(thing)}.values()
+    )
+
+
+def on_the_cpu(thing):
+    """Does an object hold numbers on the CPU?"""
+    return any(x.device.type == "cpu" for x in numbers(thing))
+
+
+def numbers(thing):
+    """The floating-point tensors that can be reached from an object."""
+    found, seen, left = [], set(), [thing]
     while left:
         part = left.pop()
         if id(part) in seen or isinstance(part, (type, types.ModuleType, types.FunctionType)):
@@ -156,10 +174,10 @@ def bytes_held(thing):
         seen.add(id(part))
         if isinstance(part, Tensor):
             if part.is_floating_point():
-                found[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+                found.append(part)
         else:
             left += gc.get_referents(part)
-    return sum(found.values())
+    return found
 
 
 class Made(TorchFunctionMode):
@@ -293,12 +311,11 @@ def test_view_copies_nothing(subject, case):
             got = cache.view()
         assert_equal(counter.elements["cpu"], 0, "the number of elements that view made")
         places.append([part.data_ptr() for part in got])
-    assert_true(
-        all(place == places[0] for place in places),
-        "the keys and values moved",
-        expected=places[0],
-        got=places,
-    )
+    for number, place in enumerate(places, 1):
+        assert_true(
+            place == places[0], f"what view gives lies in other memory after append {number}",
+            expected="the same memory as after append 1", got="other memory",
+        )  # fmt: skip
     holds(cache, case, case.length)
 
 
@@ -331,8 +348,8 @@ def test_append_moves_the_new_tokens_only(subject, n, attends):
     assert_equal(bytes_held(cache), before, "the bytes held by a cache of 512 tokens after 500 and more")
 
 
-@given(case=sequences(), over=st.integers(1, 3), how=st.booleans())
-def test_a_cache_that_is_full_refuses_and_changes_nothing(subject, case, over, how):
+@given(case=sequences(), over=st.integers(1, 3), attends=st.booleans())
+def test_a_cache_that_is_full_refuses_and_changes_nothing(subject, case, over, attends):
     """There is room for max_len tokens exactly. One more, in append or in attend_with_cache, raises CacheFull,
     and the cache reads and goes on as before.
 
@@ -345,10 +362,11 @@ def test_a_cache_that_is_full_refuses_and_changes_nothing(subject, case, over, h
     much = [torch.ones_like(x[:, :, :1]).repeat(1, 1, k.shape[2] + case.spare + over, 1) for x in (case.q, k)]
     refuses(
         subject.CacheFull,
-        lambda: subject.attend_with_cache(*much, much[1], cache) if how else cache.append(much[1], much[1]),
+        lambda: subject.attend_with_cache(*much, much[1], cache) if attends else cache.append(*much[1:] * 2),
         because=f"{much[1].shape[2]} tokens came behind {held} and max_len is {cache.max_len}",
     )
-    holds(cache, case, held, at=" after the refusal")
+    by = "attend_with_cache" if attends else "append"
+    holds(cache, case, held, at=f" after {much[1].shape[2]} tokens behind {held} were refused by {by}")
     append(cache, k, v)
     rest = case.k.new_zeros(*k.shape[:2], case.spare, k.shape[3])
     append(cache, rest, rest)
@@ -370,9 +388,11 @@ def test_a_reset_forgets_everything(subject, case, stale):
 
 @given(case=sequences(pieces=SEVERAL), branch=PLACES)
 def test_clones_do_not_see_each_other(subject, case, branch):
-    """A clone holds what the cache held; from then on each goes on by itself, also after a reset of the other.
+    """A clone holds what the cache held, and has the same room; from then on each goes on by itself, also after
+    a reset of the other. Here the clone goes on with −k and −v.
 
-    Catches a shallow copy, whose branches write over each other, and a length that is shared."""
+    Catches a shallow copy, whose branches write over each other, a length that is shared, and a clone with room
+    for what it holds."""
     fork = sum(case.pieces[: branch % len(case.pieces)])
     cache = made(subject, case)
     for _, k, v, end in parts(case):
@@ -380,6 +400,7 @@ def test_clones_do_not_see_each_other(subject, case, branch):
             append(cache, k, v)
     other = cache.clone()
     assert_true(type(other) is type(cache), "a clone is a cache of the same kind", got=type(other))
+    assert_equal(other.max_len, cache.max_len, "max_len of a clone")
     holds(other, case, fork, at=" of a clone")
     k, v = (torch.cat([x[:, :, :fork], -x[:, :, fork:]], 2) for x in (case.k, case.v))
     twin = replace(case, k=k, v=v)
@@ -388,8 +409,9 @@ def test_clones_do_not_see_each_other(subject, case, branch):
         if end > fork:
             rows = slice(end - q.shape[2], end)
             first, second = attend(subject, cache, q, k, v), attend(subject, other, q, k_, v_)
-            truths[0].agrees(first, rows, name="the result of the cache that was cloned")
-            truths[1].agrees(second, rows, name="the result of the clone")
+            said = f"rows {rows.start} … {end - 1} of the"
+            truths[0].agrees(first, rows, name=f"{said} cache, cloned after {fork} tokens,")
+            truths[1].agrees(second, rows, name=f"{said} clone, made after {fork} tokens,")
     holds(cache, case, case.length, at=" beside its clone")
     cache.reset()
     holds(other, twin, case.length, at=" of the clone, after the first was reset")
@@ -409,7 +431,7 @@ def test_two_caches_share_nothing(subject, case):
     reads(two, -case.k, -case.v, case.length, " of the other")
 
 
-@given(case=sequences())
+@given(case=sequences(SIZES))
 def test_prefill_then_decode_in_any_split_equals_one_pass(subject, case):
     """Whatever pieces the tokens come in, all at once, one by one or in chunks, each row is that of causal
     attention over the whole sequence, and the cache holds the tokens so far.
@@ -435,7 +457,8 @@ def test_later_tokens_of_a_chunk_never_matter(subject, case, place, size):
         if first <= last:
             count = min(last + 1, end) - first
             assert_tensor(got, shape=q.shape, dtype=q.dtype)
-            truth.agrees(got[:, :, :count], slice(first, first + count))
+            name = f"the result with all keys and values after token {last} set to {size:g}"
+            truth.agrees(got[:, :, :count], slice(first, first + count), name=name)
     holds(cache, changed, end)
 
 
@@ -473,7 +496,8 @@ def test_attention_reads_the_cache_as_it_is(subject, case):
     for _, k_, v_, _ in before:
         append(cache, k_, v_)
     got = attend(subject, cache, q, k, v)
-    Truth(case).agrees(got, slice(end - q.shape[2], end))
+    first = end - q.shape[2]
+    Truth(case).agrees(got, slice(first, end), name=f"the result behind {first} tokens without queries")
     holds(cache, case, end)
 
 
@@ -545,16 +569,32 @@ def test_the_cache_keeps_no_graph(subject, case, clone):
     cache = made(subject, case)
     cache.append(k, v)
     cache = cache.clone() if clone else cache
-    assert_true(not any(x.requires_grad for x in cache.view()), "what the cache holds requires a gradient")
+    assert_true(
+        not any(x.requires_grad for x in cache.view()),
+        "what view gives requires a gradient",
+        expected=False,
+        got=True,
+    )
     holds(cache, case, case.length)
     cache = made(subject, case)
     got = subject.attend_with_cache(case.q, k, v, cache)
-    assert_true(not any(x.requires_grad for x in cache.view()), "what the cache holds requires a gradient")
+    assert_true(
+        not any(x.requires_grad for x in cache.view()),
+        "what view gives requires a gradient",
+        expected=False,
+        got=True,
+    )
     Truth(case).agrees(got)
 
 
 def misfits(case):
     """q, k and v that fit neither the cache nor each other, each with what is wrong with it."""
+    for because, *given_ in odd_ones(case):
+        shapes = ", ".join(f"{n} {tuple(x.shape)}" for n, x in zip("qkv", given_, strict=True))
+        yield f"{because} ({shapes} came to a cache of k {tuple(case.k.shape)})", *given_
+
+
+def odd_ones(case):
     q, k, v = case.q, case.k, case.v
     more = [torch.cat([x, x], dim) for dim in range(4) for x in (k,)]
     for dim, name in enumerate(("batch", "heads", "tokens", "head_dim")):
@@ -588,10 +628,11 @@ def test_shapes_that_do_not_fit_are_refused(subject, case):
     q, k, v = case.q, case.k, case.v
     wrong = [torch.cat([q, q], dim) for dim in (0, 2, 3)]
     if k.shape[1] > 1:
-        wrong.append(torch.cat([q, q[:, :1]], 1))
+        wrong += [torch.cat([q, q[:, :1]], 1), q[:, :1]]
     for x in (*wrong, q[0], q[:, :, :0]):
         because = f"q {tuple(x.shape)} does not fit k {tuple(k.shape)}"
         refuses(ValueError, lambda x=x: subject.attend_with_cache(x, k, v, cache), because=because)
+        assert_equal(cache.length, case.length, f"the length after a refusal of q {tuple(x.shape)}")
     holds(cache, case, case.length, at=" after the refusals")
 
 
@@ -670,7 +711,8 @@ def test_tokens_outside_the_window_never_matter(subject, case, place, size):
         got, first = attend(subject, cache, q, k, v), end - q.shape[2]
         assert_tensor(got, shape=q.shape, dtype=q.dtype)
         if first <= row < end:
-            truth.agrees(got[:, :, row - first : row - first + 1], slice(row, row + 1))
+            name = f"row {row}, with all keys and values that it does not see set to {size:g},"
+            truth.agrees(got[:, :, row - first : row - first + 1], slice(row, row + 1), name=name)
     holds(cache, changed, case.length)
 
 
@@ -770,10 +812,24 @@ def test_a_ring_lies_on_its_device(subject, window):
 
 @given(case=sequences(pieces=SEVERAL, windows=WINDOWS), stale=st.sampled_from((math.nan, 100.0)))
 def test_rings_are_cloned_and_reset(subject, case, stale):
-    """A clone of a ring goes on by itself; after a reset nothing that was held has any influence.
+    """A clone of a ring goes on by itself, here with −k and −v; after a reset nothing that was held has any
+    influence.
 
-    Catches a shallow copy, a place in the ring that stays, and slots that are read before they are written."""
+    Catches a shallow copy, an order of the slots that is shared, a place in the ring that stays, and slots that
+    are read before they are written."""
     ring = made(subject, case)
+    for clone in (ring.clone(), ring):
+        assert_true(type(clone) is type(ring), "a clone is a cache of the same kind", got=type(clone))
+        assert_equal(clone.window, case.window, "the window of a clone")
+    first = case.pieces[0]
+    ring.append(case.k[:, :, :first], case.v[:, :, :first])
+    branch = ring.clone()
+    branch.append(*(-x[:, :, first:] for x in (case.k, case.v)))
+    holds(ring, case, first, at=f" after {first} tokens, and more to a clone")
+    ring.append(*(x[:, :, first:] for x in (case.k, case.v)))
+    signs = torch.where(torch.arange(case.length) < first, 1, -1)[:, None].to(case.k.dtype)
+    holds(branch, replace(case, k=case.k * signs, v=case.v * signs), case.length, at=" of a clone")
+    ring.reset()
     old = torch.full_like(case.k, stale)
     ring.append(old, old)
     other = ring.clone()
@@ -819,9 +875,11 @@ def test_the_ring_refuses_what_does_not_fit(subject, case):
         refuses(ValueError, lambda k=k, v=v: ring.append(k, v), because=because)
         refuses(ValueError, lambda q=q, k=k, v=v: subject.attend_with_cache(q, k, v, ring), because=because)
     q, k, v = case.q, case.k, case.v
-    for x in (*(torch.cat([q, q], dim) for dim in (0, 2, 3)), q[:, :, :0]):
+    heads = [torch.cat([q, q[:, :1]], 1), q[:, :1]] if k.shape[1] > 1 else []
+    for x in (*(torch.cat([q, q], dim) for dim in (0, 2, 3)), *heads, q[:, :, :0]):
         because = f"q {tuple(x.shape)} does not fit k {tuple(k.shape)}"
         refuses(ValueError, lambda x=x: subject.attend_with_cache(x, k, v, ring), because=because)
+        assert_equal(ring.length, case.length, f"the length after a refusal of q {tuple(x.shape)}")
     for at, size in product(range(4), (0, -1)):
         sizes = [2, 3, 4, 5]
         sizes[at] = size
@@ -847,7 +905,7 @@ def probes(subject):
         return subject.WindowKVCache(2, 2, window, 4, dtype=dtype)
 
     def state(cache):
-        return [cache.length, [part.clone() for part in cache.view()]]
+        return [cache.length, torch.stack(tuple(cache.view()))]
 
     def split(make, *pieces, gain=1.0, dtype=torch.float64, first=0, **options):
         def call():
@@ -871,7 +929,7 @@ def probes(subject):
             call(*args)
         except (ValueError, TypeError):  # a TypeError is what a check of the signatures raises
             after = state(cache)
-            return before[0] == after[0] and all(map(torch.equal, before[1], after[1]))
+            return before[0] == after[0] and torch.equal(before[1], after[1])
         except Exception:
             return None
         return None
@@ -974,6 +1032,17 @@ def probes(subject):
     def sizes(make, at):
         return lambda: make(*(0 if i == at else 2 for i in range(4))).length
 
+    def queries_afterwards():
+        mine = q.clone()
+        subject.attend_with_cache(mine, k, v, plain())
+        return mine
+
+    def none_when_full():
+        cache = plain(7)
+        cache.append(k, v)
+        cache.append(k[:, :, :0], v[:, :, :0])
+        return cache.length
+
     def two():
         one, other = plain(), plain()
         one.append(k, v)
@@ -1001,6 +1070,9 @@ def probes(subject):
         "long bf16": half("KVCache"),
         "long bf16 in a ring": half("WindowKVCache"),
         "no dtype": lambda: str(subject.KVCache(1, 1, 1, 1).view()[0].dtype),
+        "queries afterwards": queries_afterwards,
+        "no tokens when full": none_when_full,
+        "fewer heads": misfits(plain, queries=((q[:, :1, :1], *new),)),
         "just full": split(lambda: plain(7), 5, 2),
         "full": full,
         "keys of one head": misfits(plain, one_head),
@@ -1017,9 +1089,8 @@ def probes(subject):
         "ring, a long chunk": split(ring, 1, 5, 1),
         "ring, scale 2": split(ring, 2, 2, 3, first=2, scale=2.0),
         "ring, far": far(lambda: ring(66)),
-        "ring, on no device": lambda: [
-            x.device.type for x in subject.WindowKVCache(1, 1, 2, 1, device="meta").view()
-        ],
+        # Looked at and not asked for its view, which would import what torch needs to index on "meta".
+        "ring, on no device": lambda: on_the_cpu(subject.WindowKVCache(1, 1, 2, 1, device="meta")),
         "ring of 1": split(lambda: ring(1), 2, 1),
         "ring, misfits": misfits(ring, one_head, one_sequence, *keys, queries=queries),
         "ring of nothing": sizes(subject.WindowKVCache, 2),
