@@ -22,7 +22,7 @@ Write a function and two subclasses of torch.nn.Module.
 - float64, float32, float16 and bfloat16, x in the dtype of the parameters; dtype and device out are those of
   x. For half types, sums run in float32. x may be non-contiguous and is left alone.
 - gelu and silu are right for entries of any size, as far as rounding of x itself allows: gelu(x) may be off
-  by a few ε·|x|. Where x² still fits the dtype, the gradients are finite, too.
+  by a few ε·|x|. Where 4x² still fits the dtype, the gradients are finite, too.
 - Gradients flow by autograd to x and to every parameter.
 - ValueError, with what was received, for another approximate (FeedForward may wait until it is called), and
   for an x whose last dimension is not d_model.

@@ -32,6 +32,18 @@ MISTAKES = (
         change=((TANH, ERF),),
     ),
     Mistake(
+        "tanh-by-default",
+        "gelu takes the tanh form where approximate is left out",
+        "GPT-2 has it.",
+        "test_gelu_equals_x_times_the_normal_cdf",
+        change=(
+            (
+                '    x: Float[Tensor, "*shape"], *, approximate: Literal["none", "tanh"] = "none"',
+                '    x: Float[Tensor, "*shape"], *, approximate: Literal["none", "tanh"] = "tanh"',
+            ),
+        ),
+    ),
+    Mistake(
         "sigmoid-form",
         "gelu is x·σ(1.702x), the rougher approximation",
         "That is GELU, too.",
@@ -157,6 +169,25 @@ MISTAKES = (
         change=(('elif approximate == "tanh":', "elif approximate != 0:"),),
     ),
     # --- part 2
+    Mistake(
+        "dropout-left-on",
+        "in training, a tenth of the result is dropped",
+        "A Transformer has dropout.",
+        "test_feed_forward_equals_its_definition",
+        change=((FF, FF.replace("return ", "return nn.functional.dropout(") + ", 0.1, self.training)"),),
+    ),
+    Mistake(
+        "network-tanh-by-default",
+        "FeedForward takes the tanh form where approximate is left out",
+        "GPT-2 has it.",
+        "test_feed_forward_hears_approximate",
+        change=(
+            (
+                'd_ff: int, *, approximate: Literal["none", "tanh"] = "none"',
+                'd_ff: int, *, approximate: Literal["none", "tanh"] = "tanh"',
+            ),
+        ),
+    ),
     Mistake(
         "no-activation",
         "nothing stands between the two matrices: they are one",
@@ -338,7 +369,7 @@ MISTAKES = (
     ),
     Mistake(
         "swiglu-with-a-bias",
-        "W_up of SwiGLU has a bias",
+        "a matrix of SwiGLU has a bias",
         "nn.Linear has one by default.",
         "test_a_new_swiglu_has_three_matrices_and_no_bias",
         change=((UP, "self.w_up = nn.Linear(d_model, d_ff)"),),
@@ -349,6 +380,33 @@ MISTAKES = (
         "That is its definition.",
         "test_wide_open_and_shut_gates_stay_finite",
         change=((HIDDEN, "hidden = gate * (gate.exp() / (1 + gate.exp())) * self.w_up(x)"),),
+    ),
+    Mistake(
+        "slope-of-a-quotient",
+        "silu is written as z/(1 + e^−z): right, but its gradient is ∞/∞ for a gate that is shut",
+        "The result is finite, so the gradient is.",
+        "test_wide_open_and_shut_gates_stay_finite",
+        change=((HIDDEN, "hidden = gate / (1 + (-gate).exp()) * self.w_up(x)"),),
+    ),
+    Mistake(
+        "slope-through-where",
+        "torch.where picks the σ(z) that is finite, but the gradient passes through the other one as well",
+        "What is not picked has no gradient.",
+        "test_wide_open_and_shut_gates_stay_finite",
+        change=(
+            (
+                HIDDEN,
+                "down, up = (-gate).exp(), gate.exp()\n"
+                "        hidden = gate * torch.where(gate < 0, up / (1 + up), 1 / (1 + down)) * self.w_up(x)",
+            ),
+        ),
+    ),
+    Mistake(
+        "swiglu-dropout-left-on",
+        "in training, a tenth of the hidden layer is dropped",
+        "A Transformer has dropout.",
+        "test_swiglu_equals_its_definition",
+        change=((DOWN, "return self.w_down(nn.functional.dropout(hidden, 0.1, self.training).to(x.dtype))"),),
     ),
     Mistake(
         "swiglu-gate-cut-from-the-graph",

@@ -2,7 +2,7 @@
 position at a time, whose every matrix stands in its own place."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 
 import torch
@@ -58,12 +58,50 @@ class Network:
 class Plain(Network):
     b_up: Tensor
     b_down: Tensor
-    approximate: str | None
+    options: dict
+
+    @property
+    def approximate(self):
+        return self.options.get("approximate", "none")
 
 
 @dataclass
 class Gated(Network):
     w_gate: Tensor
+
+
+@dataclass
+class SlopedEntries(Entries):
+    """With the gradient that arrives from above."""
+
+    upstream: Tensor
+
+
+@dataclass
+class SlopedPlain(Plain):
+    upstream: Tensor
+
+
+@dataclass
+class SlopedGated(Gated):
+    upstream: Tensor
+
+
+@dataclass
+class PlainAmong(Plain):
+    """The position at ``at`` is also given alone."""
+
+    at: tuple
+
+
+@dataclass
+class GatedAmong(Gated):
+    at: tuple
+
+
+def more(kind, case, value):
+    """The case as a ``kind``, which has one field more."""
+    return kind(*(getattr(case, f.name) for f in fields(case)), value)
 
 
 def made(dtypes=WIDE, scales=SCALES, layouts=LAYOUTS):
@@ -87,14 +125,38 @@ def networks(draw, kind, make=made(), leading=LEADING, approximate=APPROXIMATE):
     x, *rest = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
     layout = layout if layout != "expanded" or lead else "strided"
     values = [laid_out((x * scale).to(dtype), layout), *(w.to(dtype) for w in rest)]
-    return Plain(*values, draw(approximate)) if kind is Plain else Gated(*values)
+    if kind is Gated:
+        return Gated(*values)
+    form = draw(approximate)
+    return Plain(*values, {} if form is None else {"approximate": form})
 
 
 @st.composite
 def sloped(draw, cases):
-    """A case, and the gradient that arrives from above."""
     case = draw(cases)
-    return case, fill(draw, case.x.shape, dtype=case.x.dtype)
+    kind = {Entries: SlopedEntries, Plain: SlopedPlain, Gated: SlopedGated}[type(case)]
+    return more(kind, case, fill(draw, case.x.shape, dtype=case.x.dtype))
+
+
+def among(kind, others=(0.0, 3.0, -50.0)):
+    """Networks with one position of its own; the others are all alike, and loud at times."""
+
+    def made(case, place, other):
+        at = tuple(place % n for n in case.x.shape[:-1])
+        x = torch.full_like(case.x, other)
+        x[at] = case.x[at]
+        return more(PlainAmong if kind is Plain else GatedAmong, replace(case, x=x), at)
+
+    return st.builds(made, networks(kind, leading=LEADING[1:]), PLACES, st.sampled_from(others))
+
+
+@st.composite
+def far_from_zero(draw):
+    # float16 has no room for a thousand squared.
+    rooms = [(1e3, torch.float32), (1e6, torch.float64), (1e6, torch.float32), (1e3, torch.bfloat16)]
+    rooms += [(1e6, torch.bfloat16), (30.0, torch.float64), (30.0, torch.float16), (100.0, torch.float16)]
+    size, dtype = draw(st.sampled_from(rooms))
+    return Entries(torch.tensor([size, -size, size / 2, -size / 2], dtype=dtype))
 
 
 def weights(case):
@@ -105,14 +167,11 @@ def weights(case):
     return named | {"w_gate.weight": case.w_gate}
 
 
-def made_of(subject, case, **options):
+def made_of(subject, case):
     """The network with its parameters replaced by those of the case."""
     f, d = case.w_up.shape
-    if isinstance(case, Plain):
-        options |= {} if case.approximate is None else {"approximate": case.approximate}
-        network = subject.FeedForward(d, f, **options)
-    else:
-        network = subject.SwiGLU(d, f)
+    plain = isinstance(case, Plain)
+    network = subject.FeedForward(d, f, **case.options) if plain else subject.SwiGLU(d, f)
     named_as_due(network, case)
     network = network.to(case.x.dtype)
     network.load_state_dict(weights(case))
@@ -166,7 +225,7 @@ class Truth:
         if self.plain:
             bias = case.b_down.double()
             self.u, self.U = self.u + case.b_up.double(), self.U + case.b_up.double().abs()
-            self.hidden, self.slope = bent(self.u, case.approximate or "none")
+            self.hidden, self.slope = bent(self.u, case.approximate)
             self.H = SLOPE * self.U
         else:
             bias = torch.zeros(len(self.down), dtype=torch.float64)
@@ -186,8 +245,9 @@ class Truth:
             steps=self.steps, magnitude=times * self.size[at], name=name,
         )  # fmt: skip
 
-    def gradients_agree(self, network, upstream):
+    def gradients_agree(self, network):
         """The gradients of Σ upstream·result for x and for every parameter."""
+        upstream = self.case.upstream
         x = self.case.x.detach().clone().requires_grad_()
         named = dict(network.named_parameters())
         found = dict(
@@ -258,16 +318,16 @@ def test_gelu_of_x_less_gelu_of_minus_x_is_x(subject, case, form):
     gelu_agrees(here, case.x, form)
 
 
-@given(size=st.sampled_from((30.0, 1e3, 1e6)), dtype=st.sampled_from((*WIDE, torch.bfloat16)), form=FORMS)
-def test_gelu_far_from_zero_is_the_identity_or_zero(subject, size, dtype, form):
+@given(case=far_from_zero(), form=FORMS)
+def test_gelu_far_from_zero_is_the_identity_or_zero(subject, case, form):
     """gelu(x) is x for large x and 0 for very negative x, with slopes 1 and 0: never NaN.
 
     Catches exp(x²) that overflows, tanh from exponentials as ∞/∞, and their gradients."""
-    x = torch.tensor([size, -size, size / 2, -size / 2], dtype=dtype, requires_grad=True)
+    x, dtype = case.x.clone().requires_grad_(), case.x.dtype
     got = subject.gelu(x, approximate=form)
-    assert_close(got, x.detach().double().clamp(min=0), dtype=dtype, magnitude=x.detach().double().abs())
+    assert_close(got, case.x.double().clamp(min=0), dtype=dtype, magnitude=case.x.double().abs())
     (slope,) = gradients(got, [x])
-    assert_close(slope, (x.detach() > 0).double(), dtype=dtype, magnitude=1.0, name="the slope")
+    assert_close(slope, (case.x > 0).double(), dtype=dtype, magnitude=1.0, name="the slope")
 
 
 @given(case=sloped(entries(made(DOUBLE, (1.0, 3.0, 0.01)))), form=FORMS)
@@ -275,7 +335,7 @@ def test_gelu_gradient_equals_the_derivative(subject, case, form):
     """The gradient is upstream times Φ(x) + x·φ(x), or times the derivative of the tanh form.
 
     Catches a gate that is cut off from the graph, and results computed under no_grad."""
-    case, upstream = case
+    upstream = case.upstream
     x = case.x.detach().clone().requires_grad_()
     (got,) = gradients(subject.gelu(x, approximate=form), [x], upstream)
     size = upstream.abs() * (1 + x.detach().abs()) ** 3
@@ -287,7 +347,7 @@ def test_half_precision_gelu_equals_its_formula(subject, case, form):
     """bfloat16 and float16 come back in their own dtype, right to the rounding of x, and pass a gradient.
 
     Catches results left in float32, and copies that cut the graph on the way to float32."""
-    case, upstream = case
+    upstream = case.upstream
     gelu_agrees(applied(lambda x: subject.gelu(x, approximate=form), case.x), case.x, form)
     x = case.x.detach().clone().requires_grad_()
     (got,) = gradients(subject.gelu(x, approximate=form), [x], upstream)
@@ -322,7 +382,7 @@ def test_another_form_is_refused(subject, case, form):
 # --- part 2: FeedForward -------------------------------------------------------------------------
 
 
-def starts_well(network, case, f, d):
+def starts_well(network, case):
     """The parameters of a new network: their names and shapes, float32, and matrices that are random."""
     named_as_due(network, case)
     for name, p in network.named_parameters():
@@ -338,12 +398,11 @@ def starts_well(network, case, f, d):
 @given(case=networks(Plain, made((torch.float32,))))
 def test_a_new_feed_forward_has_two_matrices_and_two_biases(subject, case):
     """The parameters are w_up and w_down with a weight (out, in) and a bias each, 2·d_model·d_ff + d_ff +
-    d_model numbers in all; a new network starts random, and loads what is given to it.
+    d_model numbers in all, and matrices start random.
 
     Catches transposed weights, a missing bias, and zeros or ones to start with."""
     f, d = case.w_up.shape
-    starts_well(subject.FeedForward(d, f), case, f, d)
-    Truth(case).agrees(applied(made_of(subject, case), case.x))
+    starts_well(subject.FeedForward(d, f), case)
 
 
 @given(case=networks(Plain))
@@ -372,29 +431,27 @@ def test_feed_forward_hears_approximate(subject, case):
 
     Catches an argument that is kept and not used."""
     Truth(case).agrees(applied(made_of(subject, case), case.x))
-    other = replace(case, approximate="none" if case.approximate == "tanh" else "tanh")
+    other = replace(case, options={"approximate": "none" if case.approximate == "tanh" else "tanh"})
     Truth(other).agrees(applied(made_of(subject, other), case.x), name=f"the result with {other.approximate}")
+    default = replace(case, options={})
+    Truth(default).agrees(applied(made_of(subject, default), case.x), name="the result without approximate")
 
 
-def position_alone(case, network, place, loud):
+def position_alone(case, network):
     """A position gives alone what it gives among others, whatever these hold."""
-    at = tuple(place % n for n in case.x.shape[:-1])
-    x = torch.full_like(case.x, loud)
-    x[at] = case.x[at]
-    case = replace(case, x=x)
-    got = applied(network, x)
-    assert_tensor(got, shape=x.shape, dtype=x.dtype)
+    at, got = case.at, applied(network, case.x)
+    assert_tensor(got, shape=case.x.shape, dtype=case.x.dtype)
     Truth(case).agrees(got[at], at=at, name="a position among others")
-    alone = replace(case, x=x[at])
+    alone = replace(case, x=case.x[at])
     Truth(alone).agrees(applied(network, alone.x), name="the same position alone")
 
 
-@given(case=networks(Plain, leading=LEADING[1:]), place=PLACES, loud=st.sampled_from((0.0, 3.0, -50.0)))
-def test_feed_forward_works_on_each_position_alone(subject, case, place, loud):
-    """A position gives alone what it gives among others, whatever these hold, in any number of dimensions.
+@given(case=among(Plain))
+def test_feed_forward_works_on_each_position_alone(subject, case):
+    """The position ``at`` gives alone what it gives among others, whatever these hold.
 
     Catches a reshape that mixes positions, and norms or averages over them."""
-    position_alone(case, made_of(subject, case), place, loud)
+    position_alone(case, made_of(subject, case))
 
 
 @given(case=sloped(networks(Plain, made(DOUBLE))))
@@ -402,8 +459,7 @@ def test_feed_forward_gradients_equal_the_definition(subject, case):
     """The gradients of x, both matrices and both biases are those of the definition.
 
     Catches a branch or a parameter that is cut off from the graph."""
-    case, upstream = case
-    Truth(case).gradients_agree(made_of(subject, case), upstream)
+    Truth(case).gradients_agree(made_of(subject, case))
 
 
 @examples(quick=6, full=30)
@@ -412,9 +468,8 @@ def test_half_precision_feed_forward_equals_its_definition(subject, case):
     """In bfloat16 and float16, parameters and all, the result and the gradients come back in that dtype.
 
     Catches results left in float32, and weights converted by a copy that cuts the graph."""
-    case, upstream = case
     Truth(case).agrees(applied(made_of(subject, case), case.x))
-    Truth(case).gradients_agree(made_of(subject, case), upstream)
+    Truth(case).gradients_agree(made_of(subject, case))
 
 
 def misfits_refused(case, network):
@@ -468,13 +523,12 @@ def test_two_feed_forwards_share_nothing(subject, case, step):
 @examples(quick=5, full=20)
 @given(case=networks(Gated, made((torch.float32,))))
 def test_a_new_swiglu_has_three_matrices_and_no_bias(subject, case):
-    """The parameters are the weights (out, in) of w_gate, w_up and w_down, 3·d_model·d_ff numbers in all; a
-    new network starts random, and loads what is given to it.
+    """The parameters are the weights (out, in) of w_gate, w_up and w_down, 3·d_model·d_ff numbers in all, and
+    start random.
 
     Catches biases, one fused matrix, transposed weights, and zeros or ones to start with."""
     f, d = case.w_up.shape
-    starts_well(subject.SwiGLU(d, f), case, f, d)
-    Truth(case).agrees(applied(made_of(subject, case), case.x))
+    starts_well(subject.SwiGLU(d, f), case)
 
 
 @given(case=networks(Gated))
@@ -510,23 +564,26 @@ def test_swiglu_is_linear_in_w_up_and_not_in_w_gate(subject, case, c):
     Truth(scaled).agrees(applied(made_of(subject, scaled), case.x), name=f"the result with {c:g} · W_gate")
 
 
-@given(case=networks(Gated, leading=LEADING[1:]), place=PLACES, loud=st.sampled_from((0.0, 3.0, -50.0)))
-def test_swiglu_works_on_each_position_alone(subject, case, place, loud):
-    """A position gives alone what it gives among others, whatever these hold, in any number of dimensions.
+@given(case=among(Gated))
+def test_swiglu_works_on_each_position_alone(subject, case):
+    """The position ``at`` gives alone what it gives among others, whatever these hold.
 
     Catches a reshape that mixes positions, and gates shared between them."""
-    position_alone(case, made_of(subject, case), place, loud)
+    position_alone(case, made_of(subject, case))
 
 
-@given(case=sloped(networks(Gated, made(WIDE, (100.0, 300.0)))))
+def opened(case):
+    """Weights of the gate that are at least 1."""
+    return replace(case, w_gate=torch.where(case.w_gate < 0, case.w_gate - 1, case.w_gate + 1))
+
+
+@given(case=sloped(networks(Gated, made(WIDE, (100.0, 300.0))).map(opened)))
 def test_wide_open_and_shut_gates_stay_finite(subject, case):
     """Gates of hundreds, of either sign, give finite results, and finite gradients too.
 
     Catches σ(z) as 1/(1 + exp(−z)) and as exp(z)/(1 + exp(z)): ∞/∞ in one pass or the other."""
-    case, upstream = case
-    case = replace(case, w_gate=torch.where(case.w_gate < 0, case.w_gate - 1, case.w_gate + 1))
     Truth(case).agrees(applied(made_of(subject, case), case.x))
-    Truth(case).gradients_agree(made_of(subject, case), upstream)
+    Truth(case).gradients_agree(made_of(subject, case))
 
 
 @given(case=sloped(networks(Gated, made(DOUBLE))))
@@ -534,8 +591,7 @@ def test_swiglu_gradients_equal_the_definition(subject, case):
     """The gradients of x and of the three matrices are those of the definition.
 
     Catches a gate that is cut off from the graph."""
-    case, upstream = case
-    Truth(case).gradients_agree(made_of(subject, case), upstream)
+    Truth(case).gradients_agree(made_of(subject, case))
 
 
 @examples(quick=6, full=30)
@@ -544,9 +600,8 @@ def test_half_precision_swiglu_equals_its_definition(subject, case):
     """In bfloat16 and float16, parameters and all, the result and the gradients come back in that dtype.
 
     Catches results left in float32, and weights converted by a copy that cuts the graph."""
-    case, upstream = case
     Truth(case).agrees(applied(made_of(subject, case), case.x))
-    Truth(case).gradients_agree(made_of(subject, case), upstream)
+    Truth(case).gradients_agree(made_of(subject, case))
 
 
 @examples(quick=1, full=6)
@@ -586,9 +641,15 @@ def probes(subject):
     def network(kind, dtype=torch.float64, **options):
         made = getattr(subject, kind)(3, 4, **options).to(dtype)
         with torch.no_grad():
-            for n, (_, p) in enumerate(sorted(made.named_parameters())):
+            for p in made.parameters():
+                p.zero_()  # a bias of SwiGLU is a matter of names, and nothing else
+            for n, p in enumerate(due(kind, made)):
                 p.copy_(waves(*p.shape, step=0.7 + n) + 0.2 * n)
-        return made
+        return made.eval()
+
+    def due(kind, made):
+        named = sorted(made.named_parameters())
+        return [p for n, p in named if kind == "FeedForward" or not n.endswith("bias")]
 
     def run(kind, x, **options):
         return lambda: network(kind, x.dtype, **options)(x)
@@ -596,7 +657,7 @@ def probes(subject):
     def slopes(kind, x):
         def call():
             made, leaf = network(kind, x.dtype), x.clone().requires_grad_()
-            inputs = [leaf, *(p for _, p in sorted(made.named_parameters()))]
+            inputs = [leaf, *due(kind, made)]
             return gradients(made(leaf), inputs, waves(*x.shape, step=3.1).to(x.dtype))
 
         return call
@@ -621,7 +682,18 @@ def probes(subject):
             made = getattr(subject, kind)(3, 4)
             drawn = [p.detach() for _, p in sorted(made.named_parameters()) if p.ndim == 2]
             start = [len(p.unique(dim=0)) == len(p) for p in drawn]
-            return [[(n, list(p.shape)) for n, p in sorted(made.named_parameters())], start]
+            shapes = [(n, list(p.shape)) for n, p in sorted(made.named_parameters())]
+            biases = [n for n, _ in shapes if n.endswith("bias")] if kind == "SwiGLU" else []
+            return [[pair for pair in shapes if pair[0] not in biases], bool(biases), start]
+
+        return call
+
+    def twice_in_training(kind):
+        """Is a second call like the first?"""
+
+        def call():
+            made = network(kind).train()
+            return torch.equal(made(waves(200, 3)), made(waves(200, 3)))
 
         return call
 
@@ -674,6 +746,7 @@ def probes(subject):
             f"{kind}, bf16": run(kind, x.bfloat16()),
             f"{kind}, bf16 gradients": slopes(kind, x.bfloat16()),
             f"{kind}, names": names(kind),
+            f"{kind}, twice in training": twice_in_training(kind),
             f"{kind}, shared": shared(kind),
             f"{kind}, four channels": refusal(kind, waves(2, 4)),
             f"{kind}, nothing": run(kind, waves(0, 3)),
