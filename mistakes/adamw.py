@@ -46,8 +46,55 @@ MISTAKES = (
         "decay-after-the-update",
         "the decay is applied after the update, and shrinks the update too",
         "The order of the two does not matter.",
-        "test_every_step_equals_the_definition",
+        "test_decay_comes_before_the_update",
         change=((DECAY, ""), (UPDATE, UPDATE + DECAY)),
+    ),
+    Mistake(
+        "decay-at-the-corrected-rate",
+        "the decay takes the learning rate that is corrected for m's bias, ten times lr in the first step",
+        "There is one step size, for all that moves the weight.",
+        "test_decay_is_decoupled_from_the_gradient",
+        change=(
+            (
+                DECAY,
+                '            w.mul_(1 - self.lr / (1 - beta1 ** state["step"]) * self.weight_decay)\n',
+            ),
+        ),
+    ),
+    Mistake(
+        "vectors-not-decayed",
+        "only parameters of two dimensions and more decay",
+        "Biases and norms are left out, as everybody does.",
+        "test_decay_is_decoupled_from_the_gradient",
+        change=((DECAY, "            if p.ndim > 1:\n    " + DECAY),),
+    ),
+    Mistake(
+        "zero-gradient-is-none",
+        "a gradient of zeros counts as none: neither decay nor momentum moves the weight",
+        "Nothing to do where the gradient is zero.",
+        "test_decay_is_decoupled_from_the_gradient",
+        change=((LIVE, LIVE.replace("is not None", "is not None and p.grad.any()")),),
+    ),
+    Mistake(
+        "forgetful-by-default",
+        "β₂ is 0.95 unless it is given, as language models are trained",
+        "Everybody trains with 0.95.",
+        "test_the_snapshot_holds_what_is_pinned",
+        change=(("= (0.9, 0.999),", "= (0.9, 0.95),"),),
+    ),
+    Mistake(
+        "decay-off-by-default",
+        "weight_decay is 0 unless it is given",
+        "No regularisation that nobody asked for.",
+        "test_every_step_equals_the_definition",
+        change=(("weight_decay: float = 1e-2,", "weight_decay: float = 0.0,"),),
+    ),
+    Mistake(
+        "looks-ahead",
+        "m takes in the new gradient a second time, as in NAdam",
+        "Nesterov's momentum is always the better one.",
+        "test_the_first_step_is_lr_in_each_weight",
+        change=((UPDATE, UPDATE.replace("w.addcdiv_(m,", "w.addcdiv_(m.lerp(g, 1 - beta1),")),),
     ),
     Mistake(
         "no-bias-correction",
@@ -137,6 +184,27 @@ MISTAKES = (
         "eps only avoids a division by zero.",
         "test_eps_is_added_to_the_corrected_root",
         change=((RATE, RATE.replace("self.eps * root", "1e-8 * root")),),
+    ),
+    Mistake(
+        "eps-of-a-millionth",
+        "eps is 1e-6 unless it is given",
+        "The default is that of the norms.",
+        "test_the_snapshot_holds_what_is_pinned",
+        change=(("eps: float = 1e-8,", "eps: float = 1e-6,"),),
+    ),
+    Mistake(
+        "moments-in-float32",
+        "the moments are float32, whatever the parameter is",
+        "torch.zeros(p.shape) has the parameter's dtype.",
+        "test_every_step_equals_the_definition",
+        change=(
+            (
+                "            zeros = torch.zeros_like(self.params[i])\n",
+                "            zeros = torch.zeros(self.params[i].shape)\n",
+            ),
+            (FIRST, "            m.mul_(beta1).add_(g, alpha=1 - beta1)\n"),
+            (SECOND, "            v.mul_(beta2).add_(g * g, alpha=1 - beta2)\n"),
+        ),
     ),
     # --- part 1: whose state, whose step
     Mistake(
@@ -283,6 +351,16 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "flattened-copies",
+        "parameters are moved through reshape(-1), which copies those that are not contiguous",
+        "reshape gives a view.",
+        "test_parameters_change_in_place_and_gradients_do_not",
+        change=(
+            ("    if all(x.is_contiguous() for x in tensors):\n", "    if tensors:\n"),
+            ("x.view(-1).split(PIECE)", "x.reshape(-1).split(PIECE)"),
+        ),
+    ),
+    Mistake(
         "one-piece-only",
         "of a large tensor only the first piece is moved",
         "The rest comes with the next step.",
@@ -298,6 +376,42 @@ MISTAKES = (
             (
                 "        for p in self.params:\n            p.grad = None\n",
                 "        for p in self.params[:1]:\n            p.grad = None\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "zero-grad-multiplies",
+        "zero_grad multiplies the gradients by 0, and an infinite one becomes NaN",
+        "Anything times 0 is 0.",
+        "test_zero_grad_empties_every_gradient",
+        change=(
+            (
+                "            p.grad = None\n",
+                "            p.grad = None if p.grad is None else p.grad * 0\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "powers-multiplied-up",
+        "βᵗ is multiplied up step by step, so that a β assigned later does not count for the steps before",
+        "A running product saves the power.",
+        "test_hyperparameters_count_from_the_next_step_on",
+        change=(
+            (FRESH, FRESH + "        self._powers: dict[int, list[float]] = {}\n"),
+            (
+                TICK,
+                TICK + "        powers = self._powers.get(i, [1.0, 1.0])\n"
+                "        self._powers[i] = [power * beta for power, beta in zip(powers, self.betas)]\n",
+            ),
+            ("    def _corrected(self, step: int)", "    def _corrected(self, i: int)"),
+            (ROOT, "        root = math.sqrt(1 - self._powers[i][1])\n"),
+            (RATE, RATE.replace("self.betas[0] ** step", "self._powers[i][0]")),
+            ('self._corrected(state["step"])', "self._corrected(i)"),
+            ('self._corrected(s["step"]) for s in states', "self._corrected(i) for i in live"),
+            (
+                LOADED,
+                LOADED
+                + '        self._powers = {i: [b ** s["step"] for b in self.betas] for i, s in self._state.items()}\n',
             ),
         ),
     ),
@@ -324,6 +438,20 @@ MISTAKES = (
         "Only the signs can be wrong.",
         "test_hyperparameters_out_of_range_are_refused",
         change=((" and all(0 <= beta < 1 for beta in betas)", ""),),
+    ),
+    Mistake(
+        "beta-of-one",
+        "a β of 1 is accepted, which divides zero by zero",
+        "Both ends belong to the range.",
+        "test_hyperparameters_out_of_range_are_refused",
+        change=(("all(0 <= beta < 1 for", "all(0 <= beta <= 1 for"),),
+    ),
+    Mistake(
+        "nothing-to-optimise",
+        "an empty params is accepted",
+        "Then there is just nothing to do.",
+        "test_hyperparameters_out_of_range_are_refused",
+        change=(("        if not self.params:\n", "        if self.params is None:\n"),),
     ),
     Mistake(
         "zeros-refused",
@@ -408,6 +536,58 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "second-moment-unchecked",
+        "only the shape of exp_avg is compared when a snapshot is loaded",
+        "The other has the same shape.",
+        "test_a_snapshot_that_does_not_fit_is_refused",
+        change=(
+            (
+                'state["exp_avg"].shape == state["exp_avg_sq"].shape == shape:',
+                'state["exp_avg"].shape == shape:',
+            ),
+        ),
+    ),
+    Mistake(
+        "counted-from-the-end",
+        "a state −1 is loaded, for the last parameter",
+        "An index is too large or it is fine.",
+        "test_a_snapshot_that_does_not_fit_is_refused",
+        change=(("if 0 <= i < len(self.params) else None", "if i < len(self.params) else None"),),
+    ),
+    Mistake(
+        "half-loaded",
+        "the hyperparameters are taken over before the states are looked at, and stay when those do not fit",
+        "An error ends the run anyway.",
+        "test_a_snapshot_that_does_not_fit_is_refused",
+        change=(
+            (
+                '        for i, state in saved["state"].items():\n',
+                HYPER + HYPER_TOO + '        for i, state in saved["state"].items():\n',
+            ),
+        ),
+    ),
+    Mistake(
+        "states-for-all-or-none",
+        "a snapshot in which a parameter has no state yet is refused",
+        "Every parameter has a state.",
+        "test_a_resumed_run_equals_one_that_never_stopped",
+        change=(
+            (
+                '        for i, state in saved["state"].items():\n',
+                '        if len(saved["state"]) != len(self.params):\n'
+                "            raise ValueError(f\"{len(saved['state'])} states for {len(self.params)} parameters\")\n"
+                '        for i, state in saved["state"].items():\n',
+            ),
+        ),
+    ),
+    Mistake(
+        "snapshot-emptied",
+        "loading takes the states out of the dict, and nobody can load it again",
+        "pop is a way to read.",
+        "test_a_snapshot_is_independent_of_later_steps",
+        change=((LOADED, '        self._state = deepcopy(saved.pop("state"))\n'),),
+    ),
+    Mistake(
         "elements-counted",
         "a snapshot is loaded if its moments have as many elements as the parameter, whatever their shape",
         "What has the right size fits.",
@@ -441,6 +621,33 @@ MISTAKES = (
         "They all have taken equally many steps.",
         "test_foreach_copes_with_gaps_and_other_dtypes",
         change=((CORRECTED, CORRECTED + "        corrected = corrected[:1] * len(ps)\n"),),
+    ),
+    Mistake(
+        "foreach-oldest-correction",
+        "under foreach all parameters get the correction of the one that has taken the most steps",
+        "The optimiser's steps are everybody's.",
+        "test_foreach_copes_with_gaps_and_other_dtypes",
+        change=(
+            (
+                CORRECTED,
+                '        most = max(s["step"] for s in states)\n'
+                "        corrected = [self._corrected(most)] * len(ps)\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "foreach-lr-fixed-at-the-start",
+        "under foreach the learning rate is that of the constructor, whatever is assigned to lr",
+        "The lists of factors can be made once.",
+        "test_foreach_reads_the_hyperparameters_at_every_step",
+        change=(
+            (FRESH, FRESH + "        self._lr = lr\n"),
+            (TOGETHER_DECAY, TOGETHER_DECAY.replace("self.lr", "self._lr")),
+            (
+                CORRECTED,
+                "        now, self.lr = self.lr, self._lr\n" + CORRECTED + "        self.lr = now\n",
+            ),
+        ),
     ),
     Mistake(
         "foreach-moments-out-of-line",

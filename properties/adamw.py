@@ -260,6 +260,34 @@ def test_decay_is_decoupled_from_the_gradient(subject, case, decay):
             assert_close(leaf, want, dtype=start.dtype, magnitude=size, name=name)
 
 
+@examples(quick=3, full=20)
+@given(
+    weight=st.sampled_from((1.0, 2.0, -4.0, 0.5)),
+    gradient=st.sampled_from((1.0, -1.0, 4.0, -0.5)),
+    lr=st.sampled_from((0.5, 0.25)),
+    weight_decay=st.sampled_from((0.5, 1.0, 0.25)),
+    steps=st.integers(1, 3),
+)
+def test_decay_comes_before_the_update(subject, weight, gradient, lr, weight_decay, steps):
+    """With the same gradient in every step, each step takes a weight w to w·(1 − lr·weight_decay) − lr·sign(g):
+    the decay shrinks the weight as it was, and not the update.
+
+    Both corrected moments are then those of g alone, so that the update is lr·sign(g). Catches a decay after
+    the update, which shrinks that as well, and one whose rate is corrected along with m."""
+    start = torch.tensor([weight], dtype=torch.float64)
+    leaf, truth = start.clone().requires_grad_(), Truth([start], {"lr": lr, "weight_decay": weight_decay})
+    optimiser = subject.AdamW([leaf], lr=lr, weight_decay=weight_decay)
+    want = start
+    for taken in range(1, steps + 1):
+        give([leaf], [torch.full_like(start, gradient)])
+        optimiser.step()
+        truth.step([torch.full_like(start, gradient)])
+        want = want * (1 - lr * weight_decay) - lr * math.copysign(1.0, gradient)
+        size = truth.size[0] + lr * 1e-5 / epsilon(torch.float64)  # what ε takes off is not the point
+        name = f"the weight after {taken} step{'s' * (taken > 1)}"
+        assert_close(leaf, want, dtype=leaf.dtype, magnitude=size, length=taken, steps=STEPS, name=name)
+
+
 @examples(quick=3, full=30)
 @given(case=runs(gaps=False, least=3), place=st.integers(0, 3), when=st.integers(0, 2))
 def test_a_parameter_without_a_gradient_is_left_out(subject, case, place, when):
@@ -317,8 +345,8 @@ def test_every_step_equals_the_definition(subject, case, given_as):
     """After every step each parameter equals the rule computed in float64, for any hyperparameters, dtype,
     memory layout, and iterable of parameters.
 
-    Catches betas in the wrong order, the square of the mean taken for the mean of the squares, decay after
-    the update, and a hyperparameter that is not used."""
+    Catches betas in the wrong order, the square of the mean taken for the mean of the squares, and a
+    hyperparameter that is not used, or has another default."""
     leaves, truth = case.leaves(), Truth(case.params, case.options)
     optimiser = subject.AdamW(given_as(leaves), **case.options)
     follow(optimiser, leaves, truth, case.grads, reused=case.reused)
@@ -373,9 +401,10 @@ def test_tensors_may_be_large_or_empty(subject, seed, first):
 
 
 def large_or_empty(subject, seed, shapes, **more):
-    noise = torch.Generator().manual_seed(seed)
+    # One step where there is a large one, for the sake of those who walk in a loop of their own.
+    noise, steps = torch.Generator().manual_seed(seed), 1 if (300_001,) in shapes else 2
     start, *script = (
-        [torch.randn(s, generator=noise, dtype=torch.float64) for s in shapes] for _ in range(3)
+        [torch.randn(s, generator=noise, dtype=torch.float64) for s in shapes] for _ in range(1 + steps)
     )
     leaves, truth = (
         [x.clone().requires_grad_() for x in start],
@@ -419,9 +448,13 @@ def test_hyperparameters_count_from_the_next_step_on(subject, case, later):
     """Assigning to lr, betas, eps or weight_decay between two steps, as a schedule does, takes effect with
     the next step; the moments go on.
 
-    Catches factors computed once in the constructor."""
+    Catches factors computed once in the constructor, and powers of β that are multiplied up step by step."""
+    rescheduled(subject, case, later)
+
+
+def rescheduled(subject, case, later, **more):
     later = {"lr": 0.3} | later
-    optimiser, leaves, truth = trained(subject, case)
+    optimiser, leaves, truth = trained(subject, case, **more)
     for key, value in later.items():
         setattr(optimiser, key, value)
     truth.hyper = truth.hyper | later
@@ -673,6 +706,15 @@ def test_foreach_copes_with_gaps_and_other_dtypes(subject, case):
     trained(subject, case, foreach=True)
 
 
+@examples(quick=2, full=20)
+@given(case=runs(gaps=False, dtypes=WIDE, least=2, most=3), later=OPTIONS)
+def test_foreach_reads_the_hyperparameters_at_every_step(subject, case, later):
+    """With foreach=True too, what is assigned to lr, betas, eps or weight_decay counts from the next step on.
+
+    Catches lists of numbers that are made once for all steps, in the constructor or when a snapshot is loaded."""
+    rescheduled(subject, case, later, foreach=True)
+
+
 @examples(quick=3, full=30)
 @given(case=runs(dtypes=WIDE, gaps=False), foreach=st.booleans())
 def test_a_step_without_any_gradient_does_nothing(subject, case, foreach):
@@ -898,7 +940,18 @@ def probes(subject):
         again = subject.AdamW(leaves, **other)
         take(leaves, again, past)
         again.load_state_dict(saved)
-        return take(leaves, again, 2), saved
+        return take(leaves, again, 2), saved if saved.get("state") else "emptied"
+
+    def refused_then():  # the hyperparameters after a snapshot that does not fit
+        leaves, optimiser = make(strong)
+        take(leaves, optimiser, 1)
+        saved = copy.deepcopy(optimiser.state_dict()) | {"lr": 7.0, "betas": (0.1, 0.2), "eps": 3.0}
+        twice(saved)
+        try:
+            optimiser.load_state_dict(saved)
+        except ValueError:
+            return optimiser.lr, list(optimiser.betas), optimiser.eps
+        return "loaded"
 
     def misfit(change):
         leaves, optimiser = make(strong)
@@ -914,6 +967,9 @@ def probes(subject):
     def twice(saved):
         saved["state"][0] = {k: v if k == "step" else v[:1] for k, v in saved["state"][0].items()}
 
+    def second_twice(saved):
+        saved["state"][0]["exp_avg_sq"] = saved["state"][0]["exp_avg_sq"].repeat(2)
+
     def turned(saved):
         for key in ("exp_avg", "exp_avg_sq"):
             saved["state"][1][key] = saved["state"][1][key][:, None]
@@ -924,6 +980,36 @@ def probes(subject):
         except ValueError:
             return False
         return True
+
+    def nothing_given():
+        try:
+            subject.AdamW(iter(()))
+        except ValueError:
+            return "refused"
+        return "taken"
+
+    def matrix(options, layout="contiguous"):
+        start = torch.tensor([[1.0, -2.0, 0.5], [3.0, 0.25, -1.0]], dtype=torch.float64)
+        leaf = laid_out(start, layout).detach().requires_grad_()
+        optimiser = subject.AdamW([leaf], **options)
+        for _ in range(2):
+            leaf.grad = torch.ones_like(start)
+            optimiser.step()
+        return leaf.detach().clone()
+
+    def idle(options):  # two gradients, then zeros
+        leaf = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+        optimiser = subject.AdamW([leaf], **options)
+        for slope in (1.0, 0.5, 0.0, 0.0):
+            leaf.grad = torch.full_like(leaf, slope)
+            optimiser.step()
+        return leaf.detach().clone()
+
+    def cleared_of_infinity():
+        leaves, optimiser = make({})
+        give(leaves, [torch.full_like(leaf, math.inf) for leaf in leaves])
+        optimiser.zero_grad()
+        return [leaf.grad is None or not bool(leaf.grad.any()) for leaf in leaves]
 
     def operations():  # of so many more parameters, a parameter
         few, many = (len(counted(subject, [(2,)] * n, torch.float64, {}, judged=False)) for n in (1, 9))
@@ -954,23 +1040,35 @@ def probes(subject):
         "in place": lambda: in_place(strong),
         "a second optimiser": lambda: second(strong),
         "a schedule": lambda: scheduled(strong, lr=0.01),
+        "a schedule of betas": lambda: scheduled(strong, betas=(0.2, 0.4)),
+        "zeros after gradients": lambda: idle(strong),
+        "a matrix": lambda: matrix(strong),
+        "a transposed matrix": lambda: matrix(strong, "transposed"),
         "zero_grad": cleared,
+        "zero_grad of infinity": cleared_of_infinity,
         "with a graph": lambda: recorded(strong),
         "a snapshot": lambda: snapshot(strong),
         "a snapshot, later": lambda: snapshot(strong, 2),
+        "a snapshot of the defaults": lambda: snapshot({}),
         "resumed": lambda: resumed(strong, {}),
         "resumed with a past": lambda: resumed(strong, {"lr": 0.7}, past=1),
-        "a state too many": lambda: misfit(lambda saved: saved["state"].update({4: saved["state"][0]})),
-        "a state of another shape": lambda: misfit(twice),
+        "a state too many": lambda: [
+            misfit(lambda saved, i=i: saved["state"].update({i: saved["state"][3]})) for i in (4, -1)
+        ],
+        "a state of another shape": lambda: [misfit(twice), misfit(second_twice), refused_then()],
         "a state in another order": lambda: misfit(turned),
         "autograd off": lambda: switched_off(strong),
         "a large tensor": lambda: large(strong),
         "negative": lambda: [accepted({key: -1.0}) for key in ("lr", "eps", "weight_decay")],
         "betas out of range": lambda: [accepted({"betas": betas}) for betas in ((0.9, 1.0), (-0.5, 0.9))],
+        "no parameters": nothing_given,
         "zeros": lambda: [accepted({key: 0.0}) for key in ("lr", "eps", "weight_decay")],
         "foreach": lambda: run(together),
         "foreach with gaps": lambda: run(together, 4, gap=0, at=(1,)),
         "foreach with a gap at the start": lambda: run(together, gap=0),
+        "foreach, a schedule": lambda: scheduled(together, lr=0.01),
+        "foreach, a matrix": lambda: matrix(together),
+        "foreach, zeros after gradients": lambda: idle(together),
         "foreach, a snapshot": lambda: snapshot(together),
         "foreach in place": lambda: in_place(together),
         "foreach, resumed with a past": lambda: resumed(together, {"lr": 0.7, "foreach": True}, past=1),

@@ -1,4 +1,4 @@
-"""mistake: -
+"""mistake: looks-ahead
 
 Nesterov's m: the new gradient counts twice."""
 
