@@ -402,6 +402,13 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "pattern-in-a-group",
+        "the pattern is put into a group of its own, and what it says of its groups means others",
+        "Brackets change nothing.",
+        "test_a_pattern_is_read_as_re_reads_it",
+        change=(("    regex = re.compile(pattern)\n", '    regex = re.compile(f"({pattern})")\n'),),
+    ),
+    Mistake(
         "stretches-joined-to-matches",
         "text before a match of the pattern is put into one chunk with it",
         "What the pattern does not match belongs to the next chunk.",
@@ -580,6 +587,13 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "pattern-of-the-class",
+        "the pattern belongs to the class, so that the last one is that of every tokenizer",
+        "There is one tokenizer in a program.",
+        "test_tokenizers_share_nothing",
+        change=(("        self.pattern = pattern\n", "        type(self).pattern = pattern\n"),),
+    ),
+    Mistake(
         "cache-of-the-module",
         "the cache of encoded chunks is shared by all tokenizers",
         "A chunk has its ids.",
@@ -615,6 +629,13 @@ MISTAKES = (
         "The merges are the tokenizer.",
         "test_a_loaded_tokenizer_equals_the_saved_one",
         change=(('state = {"pattern": self.pattern,', 'state = {"pattern": None,'),),
+    ),
+    Mistake(
+        "no-pattern-read-back-as-a-word",
+        "no pattern is saved as the word None, and read back as a pattern",
+        "A format string writes what is there.",
+        "test_a_loaded_tokenizer_equals_the_saved_one",
+        change=(('state = {"pattern": self.pattern,', 'state = {"pattern": f"{self.pattern}",'),),
     ),
     Mistake(
         "merges-sorted-by-saving",
@@ -1075,6 +1096,18 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "repeated-within-a-call",
+        "a token that stands twice in one call is accepted, and an id is lost",
+        "What is new cannot be there already.",
+        "test_bad_special_tokens_are_refused",
+        change=(
+            (
+                "len({*self.special_tokens, *tokens}) < len(self.special_tokens) + len(tokens)",
+                "self.special_tokens.keys() & set(tokens)",
+            ),
+        ),
+    ),
+    Mistake(
         "half-of-them-added",
         "tokens before a bad one are added although the call is refused",
         "A loop may check as it goes.",
@@ -1083,6 +1116,26 @@ MISTAKES = (
             (
                 '        if "" in tokens or len({*self.special_tokens, *tokens}) < len(self.special_tokens) + len(tokens):\n            raise ValueError(f"special tokens {tokens} must be new, different and not empty")\n        for token in tokens:\n',
                 '        for token in tokens:\n            if not token or token in self.special_tokens:\n                raise ValueError(f"special tokens {tokens} must be new, different and not empty")\n',
+            ),
+        ),
+    ),
+    Mistake(
+        "ids-used-up-by-a-refusal",
+        "a refused call takes ids all the same, and the next token gets a later one",
+        "A counter may run ahead of the checks.",
+        "test_bad_special_tokens_are_refused",
+        change=(
+            (
+                '        if "" in tokens or',
+                '        first, self._next = self._next, self._next + len(tokens)\n        if "" in tokens or',
+            ),
+            (
+                "        for token in tokens:\n            self.special_tokens[token] = new = len(self._bytes)\n",
+                "        for new, token in enumerate(tokens, start=first):\n            self.special_tokens[token] = new\n",
+            ),
+            (
+                "        self.add_special_tokens(special_tokens)\n",
+                "        self._next = len(self._bytes)\n        self.add_special_tokens(special_tokens)\n",
             ),
         ),
     ),
@@ -1099,6 +1152,18 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "unknown-allowed-is-a-key-error",
+        "a name in allowed_special that is not special raises KeyError",
+        "A dict says what it lacks.",
+        "test_only_special_tokens_can_be_allowed",
+        change=(
+            (
+                '            raise ValueError(f"{sorted(allowed',
+                '            raise KeyError(f"{sorted(allowed',
+            ),
+        ),
+    ),
+    Mistake(
         "special-regex-kept",
         "special tokens that are added after the first call of encode are not found",
         "The regex of the special tokens is made once.",
@@ -1107,6 +1172,26 @@ MISTAKES = (
             (
                 '        pieces = re.split(f"({longest_first})", text)\n',
                 '        if allowed_special == "all":\n            longest_first = self.__dict__.setdefault("_regex", longest_first)\n        pieces = re.split(f"({longest_first})", text)\n',
+            ),
+        ),
+    ),
+    Mistake(
+        "remembered-by-the-text-alone",
+        "encode remembers the ids of a text, whatever was allowed then",
+        "A text has its ids.",
+        "test_an_allowed_special_token_is_one_id",
+        change=(
+            (
+                "        if not allowed:\n            return self._encode_text(text)\n",
+                "        if text in self._known:\n            return list(self._known[text])\n        if not allowed:\n            self._known[text] = self._encode_text(text)\n            return list(self._known[text])\n",
+            ),
+            (
+                "                ids.append(self.special_tokens[special])\n        return ids\n",
+                "                ids.append(self.special_tokens[special])\n        self._known[text] = ids\n        return list(ids)\n",
+            ),
+            (
+                "        self.special_tokens: dict[str, int] = {}\n",
+                "        self.special_tokens: dict[str, int] = {}\n        self._known: dict[str, list[int]] = {}\n",
             ),
         ),
     ),

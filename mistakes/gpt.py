@@ -859,6 +859,83 @@ MISTAKES = (
             ("F.softmax(logits / temperature,", "F.softmax(logits / max(temperature, 1e-5),"),
         ),
     ),
+    Mistake(
+        "mask-fills-minus-65504",
+        "hidden scores are −65504, which is not small where all scores are smaller still",
+        "The least number of float16 is as good as −∞.",
+        "test_large_scores_change_nothing",
+        change=((SOFTMAX, SOFTMAX.replace('float("-inf")', "-65504.0")),),
+    ),
+    Mistake(
+        "scaled-twice",
+        "scores are divided by head_dim, not by its root",
+        "Queries and keys both have to be scaled.",
+        "test_attention_equals_its_definition",
+        change=((SCALE, " / q.shape[-1]"),),
+    ),
+    Mistake(
+        "mean-over-all-places",
+        "the sum over next tokens is divided by the number of all tokens, of which the first is none",
+        "A mean is the sum over batch · time.",
+        "test_the_loss_is_the_mean_over_all_next_tokens",
+        change=((ENTROPY, ENTROPY[:-1] + ', reduction="sum") / ids.numel()'),),
+    ),
+    Mistake(
+        "first-token-follows-the-last",
+        "the last row is scored against the first token, which roll puts behind it",
+        "roll shifts the targets.",
+        "test_the_loss_is_the_mean_over_all_next_tokens",
+        change=((SHIFT, "logits, targets = model(ids), ids.roll(-1, dims=1)"),),
+    ),
+    Mistake(
+        "decay-of-large-models",
+        "AdamW's weight decay is 0.1, as large models have it, and not its default",
+        "Everybody takes 0.1.",
+        "test_the_first_step_is_one_of_adamw",
+        change=((OPTIMISER, OPTIMISER[:-1] + ", weight_decay=0.1)"),),
+    ),
+    Mistake(
+        "one-draw-for-all-texts",
+        "one random number is drawn for all texts of a batch",
+        "Each step is one draw.",
+        "test_every_token_of_every_text_is_drawn_anew",
+        change=(
+            (
+                "    return " + DRAW,
+                "    draw = torch.rand((), generator=generator, dtype=probs.dtype)\n    passed = probs.cumsum(dim=-1)[:, :-1] <= draw\n    return passed.sum(dim=-1, keepdim=True)",
+            ),
+        ),
+    ),
+    Mistake(
+        "left-evaluating-by-a-refusal",
+        "generation puts the model into eval mode before it looks at its arguments, and a refusal leaves it there",
+        "The mode is put back at the end.",
+        "test_what_cannot_be_generated_is_refused",
+        change=(
+            (
+                "    _check(ids, count, temperature)\n    for _ in range(count):\n",
+                "    training = model.training\n    model.eval()\n    _check(ids, count, temperature)\n    for _ in range(count):\n",
+            ),
+            ("    return ids\n\n\ndef choose(", "    model.train(training)\n    return ids\n\n\ndef choose("),
+        ),
+    ),
+    Mistake(
+        "gradients-off-after-a-refusal",
+        "generation switches gradients off before it looks at its arguments, and a refusal leaves them off",
+        "They are switched on again at the end.",
+        "test_what_cannot_be_generated_is_refused",
+        change=(
+            (
+                "    _check(ids, count, temperature)\n    for _ in range(count):\n",
+                "    enabled = torch.is_grad_enabled()\n    torch.set_grad_enabled(False)\n    _check(ids, count, temperature)\n    for _ in range(count):\n",
+            ),
+            (
+                "    return ids\n\n\ndef choose(",
+                "    torch.set_grad_enabled(enabled)\n    return ids\n\n\ndef choose(",
+            ),
+            ("@torch.no_grad()\ndef generate(\n", "def generate(\n"),
+        ),
+    ),
     # --- part 2: the cache ---
     Mistake(
         "positions-start-again",
@@ -1009,6 +1086,72 @@ MISTAKES = (
             ),
         ),
     ),
+    Mistake(
+        "no-mask-beside-a-cache",
+        "beside a cache nothing is hidden, so that several new tokens see one another's future",
+        "With a cache there is one new token.",
+        "test_reading_in_pieces_equals_reading_at_once",
+        change=((TRIANGLE, ".tril(keys - queries if keys == queries else keys)"),),
+    ),
+    Mistake(
+        "causal-whenever-there-are-several",
+        "one new token sees all keys, and several see the first ones only",
+        "is_causal counts from the last key.",
+        "test_reading_in_pieces_equals_reading_at_once",
+        change=((TRIANGLE, ".tril(keys - queries if queries == 1 else 0)"),),
+    ),
+    Mistake(
+        "last-logits-alone",
+        "extend returns the logits of the last new token alone",
+        "Only the last row is needed.",
+        "test_reading_in_pieces_equals_reading_at_once",
+        change=(
+            (
+                "return model.unembed(model.norm(x)), grown",
+                "return model.unembed(model.norm(x[:, -1:])), grown",
+            ),
+        ),
+    ),
+    Mistake(
+        "half-a-window-kept",
+        "when the context is full, half of it is read anew and the other half is forgotten",
+        "A window may slide in large steps.",
+        "test_cached_generation_goes_on_beyond_the_context",
+        change=(
+            (
+                "        if ids.shape[1] > model.context:\n",
+                "        if cache[0][0].shape[2] == model.context:\n",
+            ),
+            (
+                "            unread, cache = ids[:, -model.context :], None\n",
+                "            unread, cache = ids[:, -max(model.context // 2, 1) :], None\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "draws-while-reading",
+        "the prompt is read token by token, and after each a token is drawn that nobody takes",
+        "What is drawn can be thrown away.",
+        "test_cached_draws_are_the_uncached_ones",
+        change=(
+            (
+                "    unread, cache = ids[:, -model.context :], None\n    for _",
+                "    unread, cache = ids[:, -model.context :], None\n    while unread.shape[1] > 1:\n        logits, cache = extend(model, unread[:, :1], cache)\n        choose(logits[:, -1], generator, temperature)\n        unread = unread[:, 1:]\n    for _",
+            ),
+        ),
+    ),
+    Mistake(
+        "prompt-remembered",
+        "the cache of a text is kept for the next call, when the weights may be others",
+        "The same text has the same keys.",
+        "test_cached_generation_takes_the_likeliest_token",
+        change=(
+            (
+                "    unread, cache = ids[:, -model.context :], None\n    for _",
+                '    unread, cache = ids[:, -model.context :], None\n    if unread.shape[1] > 1:\n        known, kept = getattr(model, "_prompt", (unread, None))\n        if kept is None or not torch.equal(known, unread):\n            model._prompt = known, kept = unread, extend(model, unread[:, :-1])[1]\n        unread, cache = unread[:, -1:], kept\n    for _',
+            ),
+        ),
+    ),
     # --- part 3: the classifier ---
     Mistake(
         "last-place-scored",
@@ -1068,6 +1211,30 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "trunk-frozen",
+        "the classifier sets requires_grad to False in the model that it was given",
+        "A classifier trains its head.",
+        "test_the_classifier_shares_the_model",
+        change=(("self.gpt = gpt\n", "self.gpt = gpt.requires_grad_(False)\n"),),
+    ),
+    Mistake(
+        "states-before-the-norm",
+        "the head reads the states before the last norm",
+        "The last norm belongs to the other head.",
+        "test_the_last_token_of_a_text_is_scored",
+        change=(
+            ("        return self.norm(x)\n", "        return x\n"),
+            ("return self.unembed(self.trunk(ids))", "return self.unembed(self.norm(self.trunk(ids)))"),
+        ),
+    ),
+    Mistake(
+        "zeros-taken-for-padding",
+        "the last token is the last one that is not 0, whatever the length is",
+        "Padding is 0.",
+        "test_the_last_token_of_a_text_is_scored",
+        change=((POOL, POOL.replace("lengths - 1", "((ids != 0).sum(1) - 1).clamp(min=0)")),),
+    ),
+    Mistake(
         "length-zero",
         "a text of length 0 is scored by the last place of all",
         "Lengths are positive.",
@@ -1093,12 +1260,12 @@ _PLACES = {
     ),
     "mask": (
         "mask-lets-the-next-token-through", "mask-upside-down", "mask-inverted", "mask-fills-1e-9",
-        "mask-fills-minus-100", "mask-fills-minus-10000", "mask-after-softmax", "softmax-over-queries", "mask-ends-after-64",
+        "mask-fills-minus-100", "mask-fills-minus-10000", "mask-fills-minus-65504", "mask-after-softmax", "softmax-over-queries", "mask-ends-after-64",
         "exp-without-the-maximum",
     ),
     "heads": (
         "viewed-as-heads-first", "joined-without-transpose", "joined-time-first", "heads-interleaved",
-        "no-scale", "root-of-d-model", "root-of-time", "heads-not-checked",
+        "no-scale", "root-of-d-model", "root-of-time", "scaled-twice", "heads-not-checked",
     ),
     "projection": (
         "no-output-layer", "queries-and-keys-swapped", "no-activation", "relu", "gelu-by-tanh",
@@ -1110,20 +1277,21 @@ _PLACES = {
     "loss": (
         "no-shift", "shifted-backwards", "second-token-left-out", "loss-of-the-last-token", "loss-summed",
         "softmax-twice", "log-of-a-softmax", "token-0-ignored", "flattened-in-two-orders", "loss-of-one-token",
+        "mean-over-all-places", "first-token-follows-the-last",
     ),
     "optimiser": (
         "gradients-never-zeroed", "zeroed-before-the-step", "zeroed-after-the-step-only",
         "optimiser-made-in-the-loop", "lr-ignored", "adam-without-decay", "only-blocks-are-trained",
         "not-clipped", "clipped-by-value", "loss-after-the-step", "betas-of-large-models", "matrices-alone-decay",
         "lr-falls-along-a-cosine", "stops-when-learned", "clipped-in-the-first-step-only",
-        "small-gradients-made-larger",
+        "small-gradients-made-larger", "decay-of-large-models",
     ),
     "sampling": (
         "first-row-read", "first-context-tokens", "window-one-short", "new-tokens-never-read",
         "greedy-only-at-zero", "temperature-multiplied", "temperature-ignored", "softmax-over-the-batch",
         "drawn-from-global-state", "drawn-from-the-first-text", "fifty-likeliest-only",
         "temperature-not-checked", "gradients-left-switched-off", "model-left-frozen", "model-left-evaluating",
-        "never-quite-zero",
+        "never-quite-zero", "one-draw-for-all-texts", "left-evaluating-by-a-refusal", "gradients-off-after-a-refusal",
     ),
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ import random
 import re
 import tempfile
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise, permutations
@@ -33,8 +34,8 @@ PATTERNS = (
 LOOKS_BACK = (r"^\w|\w\w", r"\bab|.", r"\Ba|b")
 """Patterns whose matches depend on where the text begins."""
 
-READ_AS = (".+", "..", r"^.|b$", "A+|b", r"\w+", r"^\s|a$", r"(a)|(b)\s", r"\s+$|[^\S\n]")
-"""Patterns that say something else with a flag set, or to re.findall."""
+READ_AS = (".+", "..", r"^.|b$", "A+|b", r"\w+", r"^\s|a$", r"(a)|(b)\s", r"\s+$|[^\S\n]", r"(.)\1|.")
+"""Patterns that say something else with a flag set, to re.findall, or inside another group."""
 
 FAMILIES = (
     ("ab", "a", "aab", "b a", "b", "b ab"),
@@ -532,7 +533,7 @@ def test_a_pattern_is_read_as_re_reads_it(subject, text):
     """Where there is room for all merges, the ids of a text spell its chunks, as re finds them without flags.
 
     A dot ends at a line end, ^ and $ are the ends of the text, A is not a, and é is a letter. Catches flags,
-    matches looked for line by line or in the bytes, and groups that are taken for the match."""
+    matches looked for line by line or in the bytes, groups that are taken for the match, and a group around all."""
     for pattern in READ_AS:
         tokenizer = train(subject, Training(text, 1256, pattern))
         want = [chunk for chunk in chunked(text, pattern) if chunk]
@@ -1084,6 +1085,30 @@ def probes(subject):
             return dict(tokenizer.special_tokens)
         return "accepted"
 
+    def refused_then_added():
+        tokenizer = tokens(["<x>"])
+        with suppress(ValueError):
+            tokenizer.add_special_tokens(["<y>", "<x>"])
+        tokenizer.add_special_tokens(["<z>"])
+        return tokenizer.special_tokens["<z>"]
+
+    def which_error_of_allowed():
+        try:
+            return special(["<y>"], "a", ["<x>"])
+        except ValueError:
+            return "ValueError"
+        except Exception:
+            return "another"
+
+    def allowed_in_turns():
+        tokenizer = tokens(["<x>"])
+        return [tokenizer.encode("a<x>", allowed_special=allowed) for allowed in ((), "all", ())]
+
+    def two_patterns():
+        one = subject.Tokenizer.train("ababab", 259)
+        subject.Tokenizer.train("abab", 258, pattern="a|b")
+        return one.encode("abab")
+
     nested = [["<|end", "<|end|>", "a", "ab", "aab"]]
     return {
         "merges, ties": lambda: merges(ties, 264),
@@ -1113,6 +1138,7 @@ def probes(subject):
         "ids, lines": lambda: ids("aa\nbb", 300, "^.|b$", "aa\nbb"),
         "ids, dot": lambda: ids("ab\nb" * 2, 300, "b.", "ab\nb"),
         "ids, case": lambda: ids("ABAB", 300, "ab", "ABAB"),
+        "ids, a group again": lambda: ids("aabb", 300, r"(.)\1|.", "aabbab"),
         "ids, letters": lambda: ids("éb" * 2, 300, r"\w+", "éb"),
         "text, broken": lambda: text(257, [0xE6, 256, 97, 0x80]),
         "text, two halves": lambda: text(256, [0xC3, 0xA9]),
@@ -1126,6 +1152,12 @@ def probes(subject):
         "text, negative": lambda: text(257, [97, -1]),
         "the ids afterwards": used,
         "two tokenizers": two,
+        "two patterns": two_patterns,
+        "loaded, no pattern": lambda: file(subject.Tokenizer.train(NO_PATTERN, 264)).encode(NO_PATTERN),
+        "tokens, after a refusal": refused_then_added,
+        "tokens, repeated at once": lambda: dict(tokens(["<x>", "<x>"]).special_tokens),
+        "special, unknown, which error": which_error_of_allowed,
+        "special, in turns": allowed_in_turns,
         "encoded twice": twice,
         "loaded, merges": lambda: merges_of(file(subject.Tokenizer.train("zyzyzyabab", 260))),
         "loaded, pattern": lambda: file(subject.Tokenizer.train("abab", 260, pattern=r"\w\w")).encode("xab"),
