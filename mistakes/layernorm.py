@@ -134,6 +134,18 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "another-eps-by-default",
+        "the default eps of LayerNorm is 1e-6",
+        "It is the same in every norm.",
+        "test_eps_is_added_to_the_variance",
+        change=(
+            (
+                "def __init__(self, dim: int, *, eps: float = 1e-5)",
+                "def __init__(self, dim: int, *, eps: float = 1e-6)",
+            ),
+        ),
+    ),
+    Mistake(
         "weight-starts-at-zero",
         "the weight of LayerNorm starts as zeros, so that a new layer gives zeros",
         "A residual branch should start at zero.",
@@ -205,6 +217,13 @@ MISTAKES = (
         change=((LN_RESULT, "return (normed * self.weight + self.bias).to(wide.dtype)"),),
     ),
     Mistake(
+        "dtype-of-the-weight",
+        "tokens are cast to their dtype before they are multiplied by weight, and take over weight's dtype",
+        "A cast before the last product is enough.",
+        "test_half_precision_tokens_equal_the_definition",
+        change=((LN_RESULT, "return normed.to(x.dtype) * self.weight + self.bias"),),
+    ),
+    Mistake(
         "mean-in-half-precision",
         "the mean of a half-precision token is rounded to its dtype before it is subtracted",
         "The mean fits the dtype of the values.",
@@ -246,6 +265,47 @@ MISTAKES = (
         "There is one variance.",
         "test_running_statistics_follow_the_batches",
         change=((FOLLOW_VAR, "self.running_var += self.momentum * (var - self.running_var)"),),
+    ),
+    Mistake(
+        "running-deviation",
+        "running_var takes over the deviation, not its square",
+        "The deviation is what is divided by.",
+        "test_running_statistics_follow_the_batches",
+        change=(
+            (
+                FOLLOW_VAR,
+                FOLLOW_VAR.replace("var * count / (count - 1)", "(var * count / (count - 1)).sqrt()"),
+            ),
+        ),
+    ),
+    Mistake(
+        "another-eps-by-default-in-batch-norm",
+        "the default eps of BatchNorm1d is 1e-3",
+        "That is what other libraries have.",
+        "test_a_fresh_batch_norm_has_the_state_of_torchs",
+        change=(
+            (
+                "def __init__(self, num_features: int, *, eps: float = 1e-5",
+                "def __init__(self, num_features: int, *, eps: float = 1e-3",
+            ),
+        ),
+    ),
+    Mistake(
+        "one-example-refused",
+        "a batch of one example is refused in training, though its length gives two values a channel or more",
+        "One example has no variance.",
+        "test_the_length_counts_as_batch",
+        change=((COUNT, "        if count < 2 or len(wide) < 2:\n"),),
+    ),
+    Mistake(
+        "counted-before-the-check",
+        "num_batches_tracked counts a batch that is then refused",
+        "Counting comes first.",
+        "test_batches_that_do_not_fit_are_refused",
+        change=(
+            (COUNT, "        self.num_batches_tracked += 1\n" + COUNT),
+            (COUNTED, ""),
+        ),
     ),
     Mistake(
         "batch-variance-unbiased",

@@ -62,6 +62,20 @@ MISTAKES = (
         change=((INVERSE, INVERSE.replace("+ eps", "+ 1e-6")),),
     ),
     Mistake(
+        "eps-1e-5-by-default",
+        "the default eps is 1e-5",
+        "It is LayerNorm's.",
+        "test_eps_stands_inside_the_root",
+        change=(("eps: float = 1e-6", "eps: float = 1e-5"),),
+    ),
+    Mistake(
+        "eps-1e-8-by-default",
+        "the default eps is 1e-8",
+        "The smaller, the better.",
+        "test_eps_stands_inside_the_root",
+        change=(("eps: float = 1e-6", "eps: float = 1e-8"),),
+    ),
+    Mistake(
         "sum-for-the-mean",
         "the row is divided by the root of the sum of its squares",
         "Root mean square is the length of the vector.",
@@ -195,6 +209,13 @@ MISTAKES = (
         "len(weight) == dim says it all.",
         "test_a_weight_that_does_not_fit_is_refused",
         change=(("if weight.shape != x.shape[-1:]:", "if weight.shape[:1] != x.shape[-1:]:"),),
+    ),
+    Mistake(
+        "a-row-for-the-weight",
+        "only the last dimension of weight is compared, so that (1, dim) is taken, and adds a dimension to a row",
+        "The last dimension is the one that matters.",
+        "test_a_weight_that_does_not_fit_is_refused",
+        change=(("if weight.shape != x.shape[-1:]:", "if weight.shape[-1:] != x.shape[-1:]:"),),
     ),
     # --- part 2
     Mistake(

@@ -103,6 +103,22 @@ MISTAKES = (
         change=(("    weights = _shifted(x, dim).exp()", "    weights = _shifted(x, dim).exp() + 1e-6"),),
     ),
     Mistake(
+        "epsilon-in-the-divisor",
+        "1e-8 is added to the sum of the exponentials, which is at least 1 already",
+        "An ε keeps the division safe.",
+        "test_softmax_equals_its_definition",
+        change=(
+            ("weights / weights.sum(dim, keepdim=True)", "weights / (weights.sum(dim, keepdim=True) + 1e-8)"),
+        ),
+    ),
+    Mistake(
+        "always-float32",
+        "float64 is cut down to float32 on the way",
+        ".float() makes it precise.",
+        "test_softmax_equals_its_definition",
+        change=(("return x.float() if x.itemsize < 4 else x", "return x.float()"),),
+    ),
+    Mistake(
         "in-place-shift",
         "the maximum is subtracted from x itself, in place",
         "x is mine once it is passed in.",
@@ -190,6 +206,13 @@ MISTAKES = (
                 "(shifted - shifted.exp().sum(dim, keepdim=True).log()).to(x.dtype).clamp(min=-1e5)",
             ),
         ),
+    ),
+    Mistake(
+        "minus-infinity-made-finite",
+        "a logit of −inf is replaced by −1e9, and so is its log-probability",
+        "−1e9 is as good as −inf.",
+        "test_the_log_of_probability_zero_is_minus_infinity",
+        change=(("    wide = _widened(x)\n", "    wide = _widened(x).clamp(min=-1e9)\n"),),
     ),
     Mistake(
         "running-log-sum-in-half-precision",

@@ -41,6 +41,7 @@ TOKENS = (
 )
 BATCHES = tuple(shape for shape in TOKENS if len(shape) > 1)
 SINGLE = tuple(shape for shape in TOKENS if len(shape) == 1)
+CROWDS = tuple(shape for shape in BATCHES if math.prod(shape[:-1]) > 1)
 SEVERAL = ((3,), (6,), (2, 3), (5, 6), (3, 2, 5))
 FLAT = ((2, 1), (3, 2), (2, 3), (4, 1), (2, 2), (5, 6))
 LARGE = ((40, 2), (9, 2, 5), (130, 1))
@@ -161,7 +162,7 @@ def constant(draw):
 @st.composite
 def crowds(draw):
     """Tokens, and the place of one that is louder or quieter than the others."""
-    case = draw(plain(tokens(made(WIDE[:1], (1.0, 30.0)), BATCHES, (NO_EPS,))))
+    case = draw(plain(tokens(made(WIDE[:1], (1.0, 30.0)), CROWDS, (NO_EPS,))))
     others, one = draw(st.sampled_from(((1.0, 1.0), (1e4, 1.0), (1.0, 1e4))))
     factor = torch.full((*case.x.shape[:-1], 1), others, dtype=case.x.dtype)
     place = draw(PLACES)
@@ -184,6 +185,13 @@ def long_tokens(draw):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
     x = (1 + torch.randn(1, 4099, generator=generator) / 4).to(draw(st.sampled_from(HALF_TYPES)))
     return Tokens(x, torch.ones(4099), torch.zeros(4099), NO_EPS)
+
+
+@st.composite
+def fresh(draw):
+    """A batch for a layer that has seen none."""
+    case = draw(plain(batches(made(WIDE[:1], (30.0, 1.0)), FLAT, (NO_EPS,), (NO_MOMENTUM,))))
+    return replace(case, running_mean=case.bias, running_var=case.weight)
 
 
 @st.composite
@@ -371,7 +379,7 @@ def far_from_zero(case):
 # --- part 1: LayerNorm ---------------------------------------------------------------------------
 
 
-@given(case=plain(tokens(made(WIDE[:1], (30.0, 1.0)), SINGLE, (NO_EPS,))))
+@given(case=plain(tokens(made(WIDE[:1], (30.0,)), SINGLE, (NO_EPS,))))
 def test_a_fresh_layer_norm_only_normalises(subject, case):
     """A new LayerNorm has a weight of ones and a bias of zeros, both trained, and nothing else to keep: a token
     comes out with mean 0 and mean square var/(var + eps), in training and in eval.
@@ -390,6 +398,14 @@ def test_a_fresh_layer_norm_only_normalises(subject, case):
     Truth(case).agrees(applied(layer.eval(), case.x), name="the result in eval")
 
 
+@given(case=times(plain(tokens(made(WIDE[:1], (1.0,)), SINGLE, (NO_EPS, *EPS))), 3e-3, 1e-2, 1e-4, 1e-7))
+def test_eps_is_added_to_the_variance(subject, case):
+    """A token that deviates by about √eps, or far less, is divided by √(var + eps).
+
+    Catches std + eps, max(var, eps), and an eps that is fixed."""
+    Truth(case).agrees(applied(layer_norm(subject, case), case.x))
+
+
 @given(case=crowds())
 def test_each_token_is_normalised_alone(subject, case):
     """The token at this place gives alone what it gives among others, however loud or quiet those are.
@@ -402,14 +418,6 @@ def test_each_token_is_normalised_alone(subject, case):
     Truth(case).agrees(got[at], at=at, name="the token among others")
     alone = replace(case, x=case.x[at])
     Truth(alone).agrees(applied(layer, alone.x), name="the token alone")
-
-
-@given(case=times(plain(tokens(made(WIDE, (1.0,)))), 3e-3, 1e-2, 1e-4, 1e-7))
-def test_eps_is_added_to_the_variance(subject, case):
-    """Tokens that deviate by about √eps, or far less, are divided by √(var + eps).
-
-    Catches std + eps, max(var, eps), and an eps that is fixed."""
-    Truth(case).agrees(applied(layer_norm(subject, case), case.x))
 
 
 @given(
@@ -548,7 +556,7 @@ def test_half_precision_gradients_of_layer_norm_equal_the_definition(subject, ca
 # --- part 2: BatchNorm1d -------------------------------------------------------------------------
 
 
-@given(case=batches(made(WIDE[:1], (30.0, 1.0)), eps=(NO_EPS,), momentum=(NO_MOMENTUM,)))
+@given(case=fresh())
 def test_a_fresh_batch_norm_has_the_state_of_torchs(subject, case):
     """A new BatchNorm1d has weight 1, bias 0, running_mean 0, running_var 1 and num_batches_tracked 0, the
     first two as parameters, the others as buffers; what torch's layer saved, it loads and continues.
@@ -561,16 +569,15 @@ def test_a_fresh_batch_norm_has_the_state_of_torchs(subject, case):
     assert_equal(sorted(layer.state_dict()), sorted(BN), "the names in the state_dict")
     for name, want in theirs.state_dict().items():
         assert_equal(layer.state_dict()[name], want, f"the first {name}")
-    first = replace(
-        case, weight=torch.ones(channels), bias=torch.zeros(channels),
-        running_mean=torch.zeros(channels), running_var=torch.ones(channels),
-    )  # fmt: skip
-    Truth(first, training=False).agrees(applied(layer.to(case.x.dtype).eval(), case.x))
+    layer = layer.to(case.x.dtype).eval()
+    Truth(case, training=False).agrees(applied(layer, case.x), name="the result of the new layer in eval")
     theirs = theirs.to(case.x.dtype)
     theirs(case.x)
     layer.load_state_dict(theirs.state_dict())
-    seen = replace(first, running_mean=theirs.running_mean, running_var=theirs.running_var)
-    Truth(seen, training=False).agrees(applied(layer, case.x), name="the result after loading torch's state")
+    seen = replace(case, running_mean=theirs.running_mean, running_var=theirs.running_var)
+    Truth(seen, training=False).agrees(
+        applied(layer, case.x), name="the result in eval after loading torch's state"
+    )
 
 
 @given(case=batches(shapes=FLAT))
@@ -819,7 +826,7 @@ def probes(subject):
         made = layer("BatchNorm1d", 3)
         with contextlib.suppress(ValueError):
             made(waves(1, 3))
-        return [made.running_mean.clone(), made.running_var.clone()]
+        return [made.running_mean.clone(), made.running_var.clone(), made.num_batches_tracked.clone()]
 
     def recorded():
         made = layer("BatchNorm1d", 3)
@@ -830,7 +837,12 @@ def probes(subject):
         made = layer("BatchNorm1d", 3, torch.float32).eval()
         with torch.no_grad():
             made.running_mean.add_(100)
-        return made((8 * flat + 100).bfloat16())
+        return made(torch.full((2, 3), 100.0).bfloat16())
+
+    def new_in_eval():
+        made = subject.BatchNorm1d(3).double().eval()
+        made.running_mean.zero_()
+        return made(flat)
 
     def evaluated_twice():
         made = layer("BatchNorm1d", 3).eval()
@@ -853,6 +865,7 @@ def probes(subject):
         "LN, float32 far from zero": lambda: norm("LayerNorm", (x + 1e4).float(), torch.float32)().half(),
         "LN, gradients": slopes("LayerNorm", waves(4, 3)),
         "LN, x afterwards": afterwards("LayerNorm"),
+        "LN, eps left out, tiny": lambda: subject.LayerNorm(3).double()(x * 2e-3),
         "LN, names": names("LayerNorm"),
         "LN, shared": shared("LayerNorm"),
         "LN, one channel for three": lambda: layer("LayerNorm", 3)(waves(2, 1)),
@@ -876,6 +889,8 @@ def probes(subject):
         "BN, gradients": slopes("BatchNorm1d", flat),
         "BN, gradients in eval": slopes("BatchNorm1d", flat, training=False),
         "BN, x afterwards": afterwards("BatchNorm1d"),
+        "BN, eps left out, in eval": new_in_eval,
+        "BN, one example": norm("BatchNorm1d", long[:1]),
         "BN, names": names("BatchNorm1d"),
         "BN, shared": shared("BatchNorm1d"),
         "BN, state": state(flat),
