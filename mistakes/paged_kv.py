@@ -1006,6 +1006,20 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "nothing-evicted-for-a-copy",
+        "the block for a copy comes from those without content only: OutOfBlocks although cached ones are free",
+        "A copy goes into an empty block.",
+        "test_cached_blocks_are_free",
+        change=(
+            (
+                "        fresh = self._allocate(",
+                "        if split and not self._blank:\n"
+                '            raise OutOfBlocks("no block for the copy")\n'
+                "        fresh = self._allocate(",
+            ),
+        ),
+    ),
+    Mistake(
         "one-evicted-too-many",
         "a cached block is evicted although the blank ones were just enough",
         "There should be one in reserve.",
@@ -1140,6 +1154,50 @@ MISTAKES = (
             (
                 "            for i in range(first, stop // size):\n",
                 "            for i in range(first, len(table._tokens) // size):\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "told-though-refused",
+        "the ids of an append that does not fit are noted all the same",
+        "First the ids, then the blocks.",
+        "test_a_refused_append_tells_no_ids",
+        change=(
+            (
+                "        kv = torch.stack((k, v)).to(self._kv)\n",
+                "        known = tokens is not None and len(table._tokens) == start\n"
+                "        table._tokens += tokens if known else ()\n"
+                "        kv = torch.stack((k, v)).to(self._kv)\n",
+            ),
+            (
+                "        if tokens is not None and len(table._tokens) == start:\n            table._tokens += tokens\n",
+                "        if known:\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "untold-though-refused",
+        "an append without ids ends the telling even if it is refused",
+        "A flag may be set first: whoever gets an exception gives up.",
+        "test_a_refused_append_tells_no_ids",
+        change=(
+            (
+                "        kv = torch.stack((k, v)).to(self._kv)\n",
+                "        table._told = getattr(table, '_told', True) and (tokens is not None or stop == start)\n"
+                "        kv = torch.stack((k, v)).to(self._kv)\n",
+            ),
+            ("len(table._tokens) == start:\n", "table._told:\n"),
+        ),
+    ),
+    Mistake(
+        "nothing-ends-the-telling",
+        "an append of no tokens, which has no ids, ends the telling",
+        "Without ids means unknown from here on.",
+        "test_blocks_are_cached_while_all_ids_are_told",
+        change=(
+            (
+                "        if tokens is not None and len(table._tokens) == start:\n",
+                "        table._told = getattr(table, '_told', True) and tokens is not None\n        if table._told:\n",
             ),
         ),
     ),

@@ -116,11 +116,14 @@ def scripts(pick, *kinds, most=10, blocks=(1, 8), sizes=(1, 2, 3)):
 
 
 def branches(pick):
-    """A sequence, one or two forks of it, an append to each in any order; then more appends, and frees."""
+    """A sequence, one or two forks of it, of which one may end at once, an append to each in any order; then more
+    appends, and frees."""
     steps = [("append", 0, between(pick, 1, 5)), ("fork", 0, 1)]
     if pick(2):
         steps.append(("fork", pick(2), 2))
-    live = range(len(steps))
+    live = [*range(len(steps))]
+    if len(live) == 3 and pick(3) == 2:
+        steps.append(("free", live.pop(pick(3))))
     steps += [("append", place, between(pick, 1, 3)) for place in shuffled(pick, live)]
     for place, n in several(pick, 4, lambda: (one_of(pick, live), pick(4))):
         steps.append(("append", place, n) if n else ("free", place))
@@ -1197,14 +1200,19 @@ def test_a_block_is_found_after_its_own_past_only(subject):
 
 
 @examples(quick=3)
-@given(case=cases(scripts, PROMPTS, FREES, most=5, blocks=(2, 6)), n=st.integers(1, 3))
-def test_cached_blocks_are_free(subject, case, n):
-    """With every table freed, the whole pool can be taken again, cached blocks and all; a cached block that
-    was given up is never found.
+@given(case=cases(scripts, PROMPTS, FREES, most=5, blocks=(2, 6)), copied=st.booleans())
+def test_cached_blocks_are_free(subject, case, copied):
+    """With every table freed, the whole pool can be taken again, cached blocks and all, be it for a copy; a cached
+    block that was given up is never found.
 
-    Catches a cache that keeps its blocks for ever, and entries left behind that lead to another's content."""
+    Catches a cache that keeps its blocks for ever, a copy for which none of them is given up, and entries left
+    behind that lead to another's content."""
     world = World(subject, case)
     world.run([*case.steps, *FREES], world.check_count)
+    if copied and case.block_size > 1:  # the copy takes the last block of the pool
+        room = (case.num_blocks - 1) * case.block_size
+        world.run([("append", 0, room - 1), ("fork", 0, 1), ("append", 1, 1)], world.check_all)
+        world.run(FREES)
     world.run([("append", 0, case.num_blocks * case.block_size)], world.check_all)
     asked = [("prompt", 1, *ids) for _, place, *ids in PROMPTS if place == 0]
     world.run([step for ask in asked for step in (ask, ("free", 1))], world.check_all)
@@ -1243,6 +1251,49 @@ def test_a_refused_append_gives_up_nothing(subject, case, beyond):
     known = list(world.cached)
     for ids in known:
         world.run([("prompt", 0, *ids), ("free", 0)], world.check_all)
+
+
+@dataclass
+class Again:
+    """A sequence of ``before`` tokens whose ids are told, an append that is refused for what is ``wrong`` with it, and
+    ``after`` more tokens with their ids."""
+
+    block_size: int
+    before: int
+    wrong: str
+    after: int
+
+
+WRONG = ("too many tokens", "too few ids", "too many tokens, and no ids", "too many ids", "v lacks a token")
+
+
+def told_again(pick):
+    size, before = between(pick, 1, 3), pick(4)
+    return Again(size, before, one_of(pick, WRONG), max(1, size - before) + pick(size))
+
+
+@examples(quick=3)
+@given(case=cases(told_again))
+def test_a_refused_append_tells_no_ids(subject, case):
+    """An append that raises leaves what was told of the ids as it was: the sequence goes on, and is found by its ids.
+
+    Catches ids that are noted before it is known whether their tokens fit, and an append without ids that ends the
+    telling although it was refused."""
+    size, before, after = case.block_size, case.before, case.after
+    world = World(subject, Script(math.ceil((before + after) / size) + 1, size, []))
+    world.append(0, 0)
+    world.decode(0, before)
+    n = world.num_free() * size + size if "tokens" in case.wrong else 2
+    ids = [*range(50, 50 + n + {"too few ids": -1, "too many ids": 1}.get(case.wrong, 0))]
+    k, v = world.content(["!"] * n)
+    told = {} if "no ids" in case.wrong else {"tokens": ids}
+    with world.nothing_changes(f"an append with {case.wrong}"):
+        refuses(
+            subject.OutOfBlocks if "tokens" in case.wrong else ValueError,
+            lambda: world.pool.append(world.tables[0], k, v[:, 1:] if "lacks" in case.wrong else v, **told),
+            because=f"the append has {case.wrong}",
+        )
+    world.run([("decode", 0, after), ("again", 9, 0)], world.check_all)
 
 
 @given(case=cases(chats))
@@ -1684,6 +1735,10 @@ def probes(subject):
         "same ids twice": [("append", 0, 2, [1, 2]), ("append", 1, 2, [1, 2]), ("free", 0), ("free", 1),
             ("append", 2, 16)],
         "too few ids": [("append", 0, 2, [1]), ("append", 0, 2)],
+        "nothing in between": [("append", 0, 1, [1]), ("append", 0, 0), ("append", 0, 1, [2]),
+            ("match", 1, 1, 2)],
+        "too few ids, then the right ones": [("append", 0, 1, [1]), ("append", 0, 2, [7]), ("append", 0, 1, [2]),
+            ("match", 1, 1, 2)],
     }  # fmt: skip
     tight = {
         "does not fit": ([("append", 0, 3), ("append", 1, 5), ("append", 0, 1)], 3),
@@ -1706,6 +1761,18 @@ def probes(subject):
             4,
         ),
         "refused, then asked": ([*cached, ("append", 2, 9), *ask], 4),
+        "a cached block for a copy": (
+            [("append", 0, 2, [1, 2]), ("free", 0), ("append", 1, 1), ("fork", 1, 2), ("append", 2, 1)],
+            2,
+        ),
+        "refused with ids, then told": (
+            [("append", 0, 1, [1]), ("append", 0, 6, [*a, 5, 6]), ("append", 0, 1, [2]), ("match", 1, 1, 2)],
+            3,
+        ),
+        "refused without ids, then told": (
+            [("append", 0, 1, [1]), ("append", 0, 6), ("append", 0, 1, [2]), ("match", 1, 1, 2)],
+            3,
+        ),
     }
     calls = {name: lambda steps=steps: replay(subject, steps) for name, steps in scripts.items()}
     calls |= {name: lambda s=steps, n=n: replay(subject, s, blocks=n) for name, (steps, n) in tight.items()}
