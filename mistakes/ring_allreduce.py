@@ -487,6 +487,21 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "pieces-of-the-larger-chunk",
+        "a rank cuts by the larger of the two chunks of a step, so that sender and receiver cut a chunk differently",
+        "Both messages of a step have pieces of one length.",
+        "test_pieces_do_not_change_the_sum",
+        change=(
+            (
+                BOTH,
+                "        size = max(1, -(-max(len(chunks[leaving]), len(chunks[coming])) // pieces))\n"
+                "        here = slice(piece * size, (piece + 1) * size)\n"
+                "        outgoing, landing = chunks[leaving][here], chunks[coming][here]\n",
+            ),
+            ("        term = added[coming][piece] if added", "        term = terms[coming][here] if added"),
+        ),
+    ),
+    Mistake(
         "a-message-for-the-rest",
         "the length of a piece is rounded down, so that a rest travels in messages of its own",
         "The length of a piece is share // pieces.",

@@ -96,6 +96,14 @@ def uneven(draw):
 
 
 @st.composite
+def lopsided(draw):
+    """Pieces divide all chunks but the first: only the ends of a message together know how long it is."""
+    world, count = draw(st.sampled_from(LARGER)), draw(st.sampled_from((2, 3, 4)))
+    n = world * count * draw(st.integers(1, 2)) + 1
+    return Ranks(world, None, [fill(draw, (n,)) for _ in range(world)], count)
+
+
+@st.composite
 def cut(draw, sizes=st.integers(0, 13), dtypes=FLOATS + WHOLE):
     """A flat tensor, cut into a chunk for each rank of a world or of a group."""
     group = draw(st.sampled_from((None, None, *SUBGROUPS)))
@@ -515,12 +523,13 @@ def test_large_tensors_are_summed_as_well(subject, case):
 # --- part 3: pieces ------------------------------------------------------------------------------
 
 
-@few
-@given(case=rings(sizes=st.integers(0, 24), dtypes=FLOATS + WHOLE, pieces=(2, 3, 4, 7)))
+@examples(quick=3, full=24)
+@given(case=rings(sizes=st.integers(0, 24), dtypes=FLOATS + WHOLE, pieces=(2, 3, 4, 7)) | lopsided())
 def test_pieces_do_not_change_the_sum(subject, case):
     """With any number of pieces, also more than a chunk has elements, every rank gets the sum, in the same bits.
 
-    Catches pieces of a length that some chunks do not have, and a piece that is passed on before it is added."""
+    Catches pieces of a length that some chunks do not have or that the two ends of a message see differently, and a
+    piece that is passed on before it is added."""
     first, *others = answered(reduced, subject, case)
     for other in others:
         assert_equal(
