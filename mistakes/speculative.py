@@ -463,6 +463,20 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "bonus-tied-to-the-first-acceptance",
+        "the uniform number that accepted the first draft also picks the bonus",
+        "The first of the row will do for the one draw that is left.",
+        "test_every_outcome_is_as_likely_as_the_rule_makes_it",
+        change=(
+            (
+                "    return torch.cat([draft_tokens[:accepted]",
+                "    if len(draft) and accepted == len(draft):\n        return torch.cat([draft_tokens, "
+                + DRAW.format("weights", "uniform[0]")
+                + "])\n    return torch.cat([draft_tokens[:accepted]",
+            ),
+        ),
+    ),
+    Mistake(
         "global-uniforms",
         "the uniform numbers come from the global random state",
         "torch.rand needs no generator.",
@@ -1041,6 +1055,13 @@ MISTAKES = (
         "More drafts cannot hurt.",
         "test_best_k_gives_most_tokens_per_unit_of_time",
         change=((SPEED, SPEED.replace("range(max_k + 1)", "range(max_k, -1, -1)")),),
+    ),
+    Mistake(
+        "any-cost",
+        "a negative cost is not refused",
+        "Nobody passes one.",
+        "test_impossible_rates_and_counts_are_refused",
+        change=(("    if not cost >= 0 or max_k < 0:\n", "    if max_k < 0:\n"),),
     ),
     Mistake(
         "any-alpha",
