@@ -1,8 +1,10 @@
 """Scaled dot-product attention.
 
 Write one function. It works on float64, float32, float16 and bfloat16, on non-contiguous inputs, and
-leaves its inputs alone. The dtype and device out are those of q, k and v; for half types, sums run in
-float32. Gradients flow to q, k and v by autograd.
+leaves its inputs alone: the result is a new tensor, in memory of its own. The dtype and device out are
+those of q, k and v. For half types, sums of products and of exponentials run in float32, as they do inside
+torch's products and softmax; what is kept between two sums may be of the half type or wider. Gradients flow
+to q, k and v by autograd.
 
     attention(q, k, v, *, mask=None, causal=False, scale=None)
 
@@ -19,7 +21,8 @@ float32. Gradients flow to q, k and v by autograd.
 - causal hides the future, and is aligned to the last key: the last query sees every key, the one
   before it every key but the last, and so on. With mask as well, both must allow a key.
 - A query that may see no key gives zeros, and zero gradients: never NaN.
-- What a key and its value hold, finite but of any size, has no effect on a query that may not see it.
+- A key and its value have no effect on a query that may not see them, however large they are, as long as
+  nothing overflows in the dtype: neither scale · q·k, nor the product of v with the gradient of the result.
 - Scores of up to 1e6 in size, where the dtype holds them, give finite results.
 - batch may be 0. Every other size is at least 1.
 - ValueError, with the shapes received, if q, k and v differ in batch or heads, q and k in head_dim, or

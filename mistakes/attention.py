@@ -43,6 +43,17 @@ def hides_the_future_below_full_rows_only(q, k, mask, causal):
     return past if mask is None else mask & past
 
 
+def keeps_the_triangle(q, k, mask, causal):
+    if not causal:
+        return mask
+    queries, keys = q.shape[2], k.shape[2]
+    kept = _visible.__dict__
+    if queries not in kept or kept[queries].shape[1] < keys:
+        kept[queries] = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+    past = kept[queries][:, :keys]
+    return past if mask is None else mask & past
+
+
 MISTAKES = (
     # --- the scale ---
     Mistake(
@@ -324,6 +335,42 @@ MISTAKES = (
         change=(("return x.float() if x.itemsize < 4 else x", "return x.float()"),),
     ),
     Mistake(
+        "softmax-in-float32",
+        "the softmax runs in float32 for float64 inputs too",
+        "Model code calls softmax with dtype=torch.float32, and so it is right for every dtype.",
+        "test_attention_equals_its_definition",
+        change=(
+            ("scores.softmax(dim=-1) @", "scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype) @"),
+        ),
+    ),
+    Mistake(
+        "the-only-value-itself",
+        "with a single key the result is a view of v: to write into it changes v",
+        "Every query gets the only value; expand costs nothing.",
+        "test_a_single_key_is_copied_to_every_query",
+        change=(
+            (
+                OUT,
+                OUT + "\n    if k.shape[2] == 1 and visible is None:\n"
+                "        out = v.expand(*q.shape[:3], v.shape[3])",
+            ),
+        ),
+    ),
+    Mistake(
+        "one-buffer-for-all-results",
+        "results of the same shape lie in one buffer, which the next call overwrites",
+        "Allocating is dear; the caller has used the last result by now.",
+        "test_calls_do_not_disturb_one_another",
+        change=(
+            (
+                "return out.to(q.dtype)",
+                "if out.requires_grad:\n        return out.to(q.dtype)\n"
+                "    key = (*out.shape, q.dtype)\n"
+                "    return attention.__dict__.setdefault(key, torch.empty_like(out, dtype=q.dtype)).copy_(out)",
+            ),
+        ),
+    ),
+    Mistake(
         "one-key-taken-raw",
         "with a single key the softmax is left out",
         "Softmax over one number changes nothing.",
@@ -384,6 +431,20 @@ MISTAKES = (
         "tril() is the causal mask.",
         "test_causal_is_aligned_to_the_last_key",
         change=((TRIANGLE, "tril()"),),
+    ),
+    Mistake(
+        "triangle-of-the-last-call",
+        "the triangle is kept by the number of queries, and cut to the keys of the next call from the left",
+        "The triangle is always the same.",
+        "test_calls_do_not_disturb_one_another",
+        define=(("_visible", keeps_the_triangle),),
+    ),
+    Mistake(
+        "triangle-of-2048",
+        "the triangle is made for 2,048 keys; later ones are never seen",
+        "No context is longer.",
+        "test_a_few_queries_beside_thousands_of_keys_see_them_all",
+        change=((TRIANGLE, TRIANGLE + " & (torch.arange(keys) < 2048)"),),
     ),
     Mistake(
         "one-query-sees-all",

@@ -12,8 +12,9 @@ Conventions:
   aligned to the last key: the queries are the newest positions of the sequence that the keys span, so
   that one query beside a cache of keys sees them all. FlashAttention does so since version 2.1;
   ``torch.nn.functional.scaled_dot_product_attention`` aligns to the first key. Both must allow a key.
-- A query that sees no key gives zeros and passes no gradient.
-- Half types are computed in float32 and rounded once, at the end.
+- A query that sees no key gives zeros and passes no gradient. A hidden key and its value have no effect, as
+  long as neither scale · q·k nor the product of v with the gradient of the result overflows.
+- Half types are computed in float32 and rounded once, at the end. Only sums need that.
 
 Costs O(queries · keys · (head_dim + value_dim)) time and O(queries · keys) memory for each head; the
 weights are kept for the backward pass. Doing without them is the idea of FlashAttention.
