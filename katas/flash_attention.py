@@ -1,8 +1,10 @@
 """FlashAttention: exact attention in tiles, forward and backward, that never holds the matrix of scores.
 
 Write one function. It works on float64, float32, float16 and bfloat16, on non-contiguous inputs, and
-leaves its inputs alone. The dtype and device out are those of q, k and v; for half types, sums run in
-float32. All arithmetic on q, k and v is done by torch operations.
+leaves its inputs alone. The dtype and device out are those of q, k and v. For half types, sums of products and
+of exponentials run in float32, within a tile and over all of them, in the result and in the gradients; what
+is no running sum may be of the half type or wider, but the log-sum-exp must not be rounded to it. All
+arithmetic on q, k and v is done by torch operations.
 
     flash_attention(q, k, v, *, causal=False, block_q, block_k)
 
@@ -16,8 +18,9 @@ float32. All arithmetic on q, k and v is done by torch operations.
   against one such block of keys. Both sizes are any integers from 1 up: they need not divide the
   sequence, which may be shorter than a block. They do not change the result, rounding aside.
 - causal hides the future, and is aligned to the last key: the last query sees every key, the one before
-  it every key but the last, and so on. A query that may see no key gives zeros, and zero gradients. What
-  a key and its value hold, finite but of any size, has no effect on a query that may not see it.
+  it every key but the last, and so on. A query that may see no key gives zeros, and zero gradients. A key and
+  its value have no effect on a query that may not see them, however large they are, as long as neither q·k
+  nor the product of v with the gradient of the result overflows in the dtype.
 - Scores of up to 1e6 in size, where the dtype holds them, give finite results.
 - batch may be 0. Every other size is at least 1.
 - ValueError, with what was received, if q, k and v differ in batch or heads, q and k in head_dim, or k

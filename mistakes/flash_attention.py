@@ -310,6 +310,18 @@ MISTAKES = (
         change=((REACH, "reach = 0 if causal else k.shape[2]"),),
     ),
     Mistake(
+        "tile-of-the-last-key-skipped",
+        "a tile that begins with the last key that its queries see is skipped",
+        "A tile is in the future from where its first key is the last one seen.",
+        "test_each_query_sees_the_past_and_itself",
+        change=(
+            (
+                "for start in range(0, seen, block_k):",
+                "for start in range(0, max(seen - 1, 1) if reach < keys else seen, block_k):",
+            ),
+        ),
+    ),
+    Mistake(
         "own-key-hidden",
         "a query does not see its own key",
         "Causal means what came before.",
@@ -435,6 +447,32 @@ MISTAKES = (
                 "(q_i @ k_j.mT - lse[:, :, rows]).exp()",
             ),
         ),
+    ),
+    Mistake(
+        "backward-aligned-to-the-first-key",
+        "the backward pass aligns causal to the first key, where the forward pass has the last",
+        "The mask of the backward pass is that of a square.",
+        "test_causal_gradients_equal_the_definition",
+        change=(
+            (
+                "ctx.reach, ctx.block_q, ctx.block_k = reach,",
+                "ctx.reach, ctx.block_q, ctx.block_k = min(reach, 0 if reach < k.shape[2] else reach),",
+            ),
+        ),
+    ),
+    Mistake(
+        "log-sum-exp-of-two-bases",
+        "what is kept is m + log2 ℓ, though the exponential has base e",
+        "Kernels work with exp2 and log2.",
+        "test_gradients_equal_the_definition",
+        change=(("top + total.log()", "top + total.log2()"),),
+    ),
+    Mistake(
+        "float32-copies-kept",
+        "for half types float32 copies of the inputs are kept for the backward pass",
+        "They were made anyway.",
+        "test_only_the_result_and_two_numbers_a_query_are_kept",
+        change=((SAVED, "ctx.save_for_backward(_widened(q), _widened(k), _widened(v), out, lse)"),),
     ),
     Mistake(
         "normalised-without-the-maximum",

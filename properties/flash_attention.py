@@ -59,6 +59,20 @@ class Case:
 
 
 @dataclass
+class Row(Case):
+    """A case of which one query is looked at."""
+
+    row: int = 0
+
+
+@dataclass
+class Above:
+    """The gradient that arrives from above."""
+
+    upstream: Tensor
+
+
+@dataclass
 class Shape:
     """A sequence of many blocks, for what is measured; its numbers do not matter."""
 
@@ -121,7 +135,46 @@ def ragged(draw):
 def sloped(draw, drawn):
     """A case, and the gradient that arrives from above."""
     case = draw(drawn)
-    return case, fill(draw, (*case.q.shape[:3], case.v.shape[3]), dtype=case.q.dtype)
+    return case, Above(fill(draw, (*case.q.shape[:3], case.v.shape[3]), dtype=case.q.dtype))
+
+
+@st.composite
+def level(draw):
+    """All values are equal, and so is their average."""
+    case = draw(cases(size=sizes(blocks=((1, 1), (2, 2), (2, 3), (1, 8)))))
+    return replace(case, v=torch.full_like(case.v, draw(st.sampled_from((1, -1, 3, 0)))))
+
+
+@st.composite
+def rising(draw):
+    """Scores that rise, or fall, from key to key."""
+    case = draw(cases(size=sizes(SQUARE[2:] + SHORT[1:], BLOCKS[:9])))
+    steps = draw(st.sampled_from((1, -1, 3, -3, 40, -40))) * torch.arange(case.k.shape[2], dtype=case.k.dtype)
+    return replace(case, q=torch.ones_like(case.q), k=case.k * 0 + steps[:, None])
+
+
+@st.composite
+def shouted(draw):
+    """Scores of up to a million in size."""
+    case = draw(cases(makes(loudness=(300.0,), layouts=LAYOUTS[:1])))
+    largest, sign = draw(st.sampled_from((1e4, 1e6))), draw(st.sampled_from((1, -1, 0)))
+    size = float((case.q.double() @ case.k.double().mT).abs().amax()) * case.q.shape[3] ** -0.5
+    q, k = (x * math.sqrt(largest / max(size, 1.0)) for x in (case.q, case.k))
+    return replace(case, q=q.abs() if sign else q, k=sign * k.abs() if sign else k)
+
+
+@st.composite
+def noisy(draw):
+    """Keys and values in the future of one query that hold something large."""
+    case = draw(cases(makes(loudness=(1.0, 300.0)), causal=CAUSAL))
+    row, size = draw(PLACES) % case.q.shape[2], draw(st.sampled_from((1.0, 1e3, 1e6, 1e30)))
+    case = replace(case, q=case.q.abs(), k=-case.k.abs())
+    hidden = ~Truth(case).seen[row, :, None]
+    k, v = (x.where(~hidden, torch.full_like(x, size)) for x in (case.k, case.v))
+    return Row(case.q, k, v, case.block_q, case.block_k, True, row)
+
+
+CAUSAL = st.just(True)
 
 
 def call(subject, q, k, v, case):
@@ -223,34 +276,29 @@ class Truth:
         pull, size = g @ v.mT, g.abs() @ v.abs().mT
         pull = self.scale * w * (pull - (w * pull).sum(-1, keepdim=True))
         size = self.scale * w * (size + (w * size).sum(-1, keepdim=True))
-        loose = 2 + 2 * float(self.growth(self.loudness()).amax()) if w.numel() else 2
+        loose = 2 + 2 * self.growth(
+            self.loudness()
+        )  # query by query: a loud one lends nothing to a quiet one
+        size, weight = loose * size, loose * w
         due = (
             ("q", pull @ k, size @ k.abs()),
             ("k", pull.mT @ q, size.mT @ q.abs()),
-            ("v", w.mT @ g, w.mT @ g.abs()),
+            ("v", w.mT @ g, weight.mT @ g.abs()),
         )
         for got, (name, want, magnitude) in zip(found, due, strict=True):
             if got is not None:
                 assert_close(
                     got, want, dtype=self.dtype, length=self.length + q.shape[2] + v.shape[3],
-                    steps=self.steps, magnitude=loose * magnitude, name=f"the gradient of {name}",
+                    steps=self.steps, magnitude=magnitude, name=f"the gradient of {name}",
                 )  # fmt: skip
 
 
-def check_gradients(subject, case, upstream, *, exact=False):
+def check_gradients(subject, case, above, *, exact=False):
     """Values and gradients together: the ones must not be had at the cost of the others."""
-    truth, leaves = Truth(case, exact=exact), leaves_of(case)
+    truth, leaves, upstream = Truth(case, exact=exact), leaves_of(case), above.upstream
     out = call(subject, *leaves, case)
     truth.agrees(out)
     truth.slopes_agree(gradients(out, leaves, upstream), upstream)
-
-
-def with_noise_where_hidden(case, place, size):
-    """The case with other keys and values wherever one query may not look, and the rows of that query."""
-    row = place % case.q.shape[2]
-    hidden = ~Truth(case).seen[row, :, None]
-    k, v = (x.where(~hidden, torch.full_like(x, size)) for x in (case.k, case.v))
-    return replace(case, k=k, v=v), slice(row, row + 1)
 
 
 def grown(x, dim):
@@ -416,13 +464,12 @@ def test_the_result_has_one_row_per_query_as_wide_as_v(subject, case):
 
 
 @examples(quick=3, full=24)
-@given(case=cases(size=sizes(blocks=((1, 1), (2, 2), (2, 3), (1, 8)))), level=st.integers(-3, 3))
-def test_each_row_is_an_average_of_the_values(subject, case, level):
+@given(case=level())
+def test_each_row_is_an_average_of_the_values(subject, case):
     """Equal values come out as they are: the weights of a query sum to one over all tiles.
 
     Catches tiles that are normalised each by itself and added, and a total that forgets the early tiles."""
-    even = replace(case, v=torch.full_like(case.v, level))
-    Truth(even).agrees(attend(subject, even))
+    Truth(case).agrees(attend(subject, case))
 
 
 @examples(quick=4, full=30)
@@ -435,15 +482,11 @@ def test_several_tiles_equal_the_definition(subject, case):
 
 
 @examples(quick=4, full=30)
-@given(
-    case=cases(size=sizes(SQUARE[2:] + SHORT[1:], BLOCKS[:9])), step=st.sampled_from((1, -1, 3, -3, 40, -40))
-)
-def test_a_louder_block_rescales_what_came_before(subject, case, step):
+@given(case=rising())
+def test_a_louder_block_rescales_what_came_before(subject, case):
     """If scores rise, or fall, from key to key, the early tiles count as little, or as much, as they should.
 
     Catches sums that are not rescaled when the maximum rises, and a maximum taken of each tile alone."""
-    rising = step * torch.arange(case.k.shape[2], dtype=case.k.dtype)[:, None]
-    case = replace(case, q=torch.ones_like(case.q), k=case.k * 0 + rising)
     Truth(case).agrees(attend(subject, case))
 
 
@@ -466,19 +509,11 @@ def test_a_block_may_be_larger_than_the_sequence(subject, case):
 
 
 @examples(quick=3, full=30)
-@given(
-    case=cases(makes(loudness=(300.0,), layouts=LAYOUTS[:1])),
-    largest=st.sampled_from((1e4, 1e6)),
-    sign=st.sampled_from((1, -1, 0)),
-)
-def test_large_scores_do_not_overflow(subject, case, largest, sign):
+@given(case=shouted())
+def test_large_scores_do_not_overflow(subject, case):
     """Scores of up to a million in size, of either sign or of both, give finite averages.
 
     Catches exp without the running maximum, and a maximum that starts at 0: all weights underflow below."""
-    size = float((case.q.double() @ case.k.double().mT).abs().amax()) * case.q.shape[3] ** -0.5
-    q = case.q * math.sqrt(largest / max(size, 1.0))
-    k = case.k * math.sqrt(largest / max(size, 1.0))
-    case = replace(case, q=q.abs() if sign else q, k=sign * k.abs() if sign else k)
     Truth(case).agrees(attend(subject, case))
 
 
@@ -584,8 +619,6 @@ def test_what_does_not_fit_is_refused(subject, case, bad):
 
 # --- part 2: causal ------------------------------------------------------------------------------
 
-CAUSAL = st.just(True)
-
 
 @examples(quick=4, full=30)
 @given(case=cases(size=sizes(SQUARE), causal=CAUSAL))
@@ -617,18 +650,14 @@ def test_queries_before_the_first_key_give_zeros(subject, case):
 
 
 @examples(quick=3, full=30)
-@given(
-    case=cases(makes(loudness=(1.0, 300.0)), causal=CAUSAL),
-    place=PLACES,
-    size=st.sampled_from((1.0, 1e3, 1e6)),
-)
-def test_future_keys_never_matter(subject, case, place, size):
+@given(case=noisy())
+def test_future_keys_never_matter(subject, case):
     """Whatever stands in the keys and values after a query, its row stays as it was.
 
     Catches finite fills such as −1e4 that large scores overrun, and a maximum over hidden scores too."""
-    case = replace(case, q=case.q.abs(), k=-case.k.abs())
-    changed, row = with_noise_where_hidden(case, place, size)
-    Truth(case).agrees(attend(subject, changed)[:, :, row], rows=row)
+    got, row = attend(subject, case), slice(case.row, case.row + 1)
+    assert_tensor(got, shape=(*case.q.shape[:3], case.v.shape[3]), dtype=case.q.dtype)
+    Truth(case).agrees(got[:, :, row], rows=row, name=f"what query {case.row} gets")
 
 
 @examples(quick=3, full=24)
@@ -679,12 +708,11 @@ def test_tiles_in_the_future_are_skipped(subject, blocks, seed):
 @examples(quick=4, full=30)
 @given(case=sloped(cases(makes(DOUBLE))))
 def test_gradients_equal_the_definition(subject, case):
-    """The gradients of q, k and v are those of plain attention: dS = P·(g·v − g·O)/√head_dim, dq = dS·k,
-    dk = dSᵀ·q, dv = Pᵀ·g, summed over all tiles.
+    """The gradients of q, k and v are those of plain attention, with g what arrives from above (upstream):
+    dS = P·(g·v − g·O)/√head_dim, dq = dS·k, dk = dSᵀ·q, dv = Pᵀ·g, summed over all tiles.
 
     Catches a lost scale, δ left out or taken of one tile, and sums that are overwritten by the next tile."""
-    case, upstream = case
-    check_gradients(subject, case, upstream)
+    check_gradients(subject, *case)
 
 
 @examples(quick=3, full=30)
@@ -693,8 +721,7 @@ def test_causal_gradients_equal_the_definition(subject, case):
     """Under causal too, and where queries see no key: they get gradient zero and give none.
 
     Catches tiles made again without their mask, and NaN from exp(s − L) where L is −inf."""
-    case, upstream = case
-    check_gradients(subject, case, upstream)
+    check_gradients(subject, *case)
 
 
 @examples(quick=3, full=24)
@@ -703,8 +730,7 @@ def test_gradients_stay_finite_for_large_scores(subject, case):
     """Scores in the tens of thousands give the gradients of the definition.
 
     Catches weights made again as exp(s)/ℓ, without the maximum."""
-    case, upstream = case
-    check_gradients(subject, case, upstream)
+    check_gradients(subject, *case)
 
 
 @examples(quick=3, full=24)
@@ -714,7 +740,7 @@ def test_some_inputs_may_want_no_gradient(subject, case, wanted):
     result.
 
     Catches gradients returned in another order, and a backward pass that needs all three."""
-    case, upstream = case
+    case, upstream = case[0], case[1].upstream
     leaves = [
         x.detach().clone().requires_grad_(n in wanted)
         for n, x in zip("qkv", (case.q, case.k, case.v), strict=True)
@@ -750,7 +776,7 @@ def test_backward_passes_do_not_disturb_one_another(subject, case, factor):
 
     Catches what is kept on the class instead of the call, saved tensors that are overwritten, and a gradient
     from above changed in place."""
-    case, upstream = case
+    case, upstream = case[0], case[1].upstream
     q, k = case.k[:, :, :1] * factor, case.k.flip(2) * factor
     other = replace(case, q=q, k=k, v=case.v * 2 - 1, causal=not case.causal)
     leaves, others = leaves_of(case), leaves_of(other)
@@ -770,8 +796,7 @@ def test_half_precision_gradients_equal_the_definition(subject, case):
     """Gradients in half precision come in the dtype of their inputs, right within what rounding explains.
 
     Catches gradients left in float32, and exponents rounded to bf16 before they are taken."""
-    case, upstream = case
-    check_gradients(subject, case, upstream)
+    check_gradients(subject, *case)
 
 
 @examples(quick=2, full=12)
@@ -790,7 +815,7 @@ def test_loud_rows_keep_their_gradients_in_half_precision(subject, dtype, above,
     k = k.to(dtype)
     v = torch.tensor([[1.0], [-2.0], [3.0], [0.0], [2.0]])[None, None].to(dtype)
     upstream = torch.tensor(above, dtype=dtype).reshape(1, 1, 2, 1)
-    check_gradients(subject, Case(q, k, v, 1, 2, causal), upstream, exact=True)
+    check_gradients(subject, Case(q, k, v, 1, 2, causal), Above(upstream), exact=True)
 
 
 @examples(quick=1, full=2)
@@ -804,13 +829,13 @@ def test_long_half_precision_gradients_sum_in_float32(subject, seed):
     above = 1 + noise[3]
     above[:, :, 0] = 1100
     many_queries = Case(*(x.bfloat16() for x in (noise[0] / 4, noise[1, :, :, :4], noise[2, :, :, :4])), 2, 4)
-    check_gradients(subject, many_queries, above.bfloat16())
+    check_gradients(subject, many_queries, Above(above.bfloat16()))
     sign = torch.ones(1, 1, 259, 2)
     sign[:, :, 125:] = -1
     k, v = sign.clone(), sign + noise[2] / 4
     k[:, :, 0] = 1100
     many_keys = Case(torch.zeros(1, 1, 1, 2).bfloat16(), k.bfloat16(), v.bfloat16(), 1, 2)
-    check_gradients(subject, many_keys, torch.ones(1, 1, 1, 2).bfloat16())
+    check_gradients(subject, many_keys, Above(torch.ones(1, 1, 1, 2).bfloat16()))
 
 
 @examples(quick=1, full=1)
@@ -820,9 +845,9 @@ def test_only_the_result_and_two_numbers_a_query_are_kept(subject, shape):
     query; and the gradients are right.
 
     Catches the forward pass left to autograd, which keeps every tile, and tiles, masks or copies of the inputs
-    kept on purpose."""
-    for causal in (False, True):
-        case = replace(shape, keys=shape.keys - 16).case(head_dim=12, value_dim=5)
+    kept on purpose, such as those of half types in float32."""
+    for causal, dtype in ((False, torch.float32), (True, torch.float32), (True, torch.bfloat16)):
+        case = replace(shape, keys=shape.keys - 16).case(head_dim=12, value_dim=5, dtype=dtype)
         case = replace(case, causal=causal)
         leaves = leaves_of(case)
         with Work(*leaves) as work:
@@ -946,11 +971,11 @@ def probes(subject):
 
         return call
 
-    def kept(time, head_dim, block):
+    def kept(time, head_dim, block, dtype=torch.float32):
         """Whether more is kept than is allowed."""
 
         def call():
-            leaves = leaves_of(Shape(time, time, block, block).case(head_dim=head_dim))
+            leaves = leaves_of(Shape(time, time, block, block).case(head_dim=head_dim, dtype=dtype))
             with Work(*leaves) as work:
                 out = subject.flash_attention(*leaves, block_q=block, block_k=block)
                 return work.alive(out) > 3 * time + 16
@@ -1059,6 +1084,7 @@ def probes(subject):
         "gradients, above": slopes(q, k, v, above=True),
         "gradients, loud": slopes(q * 900, k * 300, v),
         "gradients, causal": slopes(*square, causal=True),
+        "gradients, causal, more keys": slopes(q, k, v, causal=True),
         "gradients, causal, more queries": slopes(*tall, causal=True),
         "gradients, interleaved": interleaved,
         "gradients, after another call": after_another_call,
@@ -1073,6 +1099,7 @@ def probes(subject):
         "made by backward": measured(backward=True),
         "kept, of four tiles": kept(8, 1, 4),
         "kept, of wide heads": kept(2, 64, 2),
+        "kept, of wide heads in bf16": kept(2, 64, 2, torch.bfloat16),
         "operations": fewer_operations(),
         "operations of backward": fewer_operations(backward=True),
         "work": counted(),

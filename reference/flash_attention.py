@@ -21,7 +21,8 @@ Conventions:
   diagonal crosses are masked. Queries before the first key see nothing: they are never touched, and stay
   zero in the result and in the gradient. Every other query sees key 0, so that its maximum is finite after
   its first tile and −inf is a safe fill.
-- Half types are computed in float32 and rounded once, at the end; L is kept in float32.
+- Half types are computed in float32 and rounded once, at the end. Only what is summed over tiles, and L, need it.
+- A hidden key and its value have no effect, as long as neither q·k nor the product of v with g overflows.
 
 Source: Dao, Fu, Ermon, Rudra & Ré, FlashAttention, 2022, arXiv:2205.14135, algorithms 1 and 4; loop order
 and the single statistic L from Dao, FlashAttention-2, 2023, arXiv:2307.08691, algorithms 1 and 2. Online
