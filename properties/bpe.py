@@ -1090,7 +1090,7 @@ def probes(subject):
         with suppress(ValueError):
             tokenizer.add_special_tokens(["<y>", "<x>"])
         tokenizer.add_special_tokens(["<z>"])
-        return tokenizer.special_tokens["<z>"]
+        return tokenizer.special_tokens["<z>"] - tokenizer.special_tokens["<x>"] == 1
 
     def which_error_of_allowed():
         try:
