@@ -69,6 +69,13 @@ PLACES_IN_HALF = """        if room is not None:
 """
 
 
+BY_CHOICE = """        if room is not None:
+            asked = nn.functional.one_hot(experts.reshape(-1, self.top_k), self.n_experts)
+            kept = (asked * (asked.cumsum(0) <= room)).sum(-1).flatten().bool()
+            runs, room = [run[kept[run]] for run in runs], None
+"""
+
+
 def before_the_loop(text):
     """The change that puts another dispatch before the reference's, which returns."""
     return ((RUNS, RUNS + text),)
@@ -134,6 +141,20 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "experts-in-order-weights-not",
+        "the experts of a token are put in order, and their weights stay where they were",
+        "The order of the experts is open.",
+        "test_the_weights_are_the_softmax_over_the_chosen",
+        change=((SOFTMAX, SOFTMAX.removesuffix("experts") + "experts.sort(-1).values"),),
+    ),
+    Mistake(
+        "weights-left-in-float32",
+        "route gives float32 weights for half-precision tokens",
+        "Weights are kept as precise as they are.",
+        "test_the_weights_are_the_softmax_over_the_chosen",
+        change=((SOFTMAX, SOFTMAX.replace(".to(x.dtype)", "")),),
+    ),
+    Mistake(
         "smallest-logits-chosen",
         "the experts with the smallest logits are chosen",
         "Logits are distances.",
@@ -194,6 +215,13 @@ MISTAKES = (
         "Any activation will do.",
         "test_the_output_is_the_dense_sum_over_the_chosen",
         change=((SWIGLU, "outputs = ((inputs @ gate.T).relu() * (inputs @ up.T)) @ down.T"),),
+    ),
+    Mistake(
+        "gelu-for-silu",
+        "the activation is GELU, not SiLU",
+        "Transformers use GELU.",
+        "test_the_output_is_the_dense_sum_over_the_chosen",
+        change=((SWIGLU, SWIGLU.replace("silu", "nn.functional.gelu")),),
     ),
     Mistake(
         "weights-forgotten",
@@ -265,6 +293,19 @@ MISTAKES = (
         "Wider is better, so the result stays wide.",
         "test_the_layer_leaves_its_inputs_alone",
         change=(("return out.to(x.dtype).reshape(x.shape)", "return out.reshape(x.shape)"),),
+    ),
+    Mistake(
+        "no-tokens-lose-their-shape",
+        "an x without tokens comes back with one leading dimension, whatever it had",
+        "Nothing has no shape.",
+        "test_no_tokens_give_no_output",
+        change=(
+            (
+                "        weights, experts = self.route(x)\n        tokens",
+                "        if not x.numel():\n            return x.reshape(-1, self.d_model).clone()\n"
+                "        weights, experts = self.route(x)\n        tokens",
+            ),
+        ),
     ),
     Mistake(
         "half-precision-sums",
@@ -388,6 +429,20 @@ MISTAKES = (
         change=((LOSS, "return (share * probabilities).sum().to(logits.dtype)"),),
     ),
     Mistake(
+        "loss-by-sequence",
+        "the loss is taken of each sequence of a batch apart, and averaged",
+        "A sequence is what should be balanced.",
+        "test_the_loss_equals_its_definition",
+        change=(
+            (
+                LOSS,
+                "if logits.ndim > 2:\n"
+                "        return torch.stack([load_balancing_loss(*one) for one in zip(logits, experts)]).mean()\n"
+                "    " + LOSS,
+            ),
+        ),
+    ),
+    Mistake(
         "loss-of-probabilities",
         "the mean probabilities are squared; the counts are not used",
         "Probabilities are soft counts.",
@@ -461,6 +516,13 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "unknown-experts-unchecked",
+        "experts outside 0 … n_experts − 1 are not looked for: torch fails on them somewhere",
+        "They come from topk.",
+        "test_a_bad_choice_costs_no_loss",
+        change=(("    if ((experts < 0) | (experts >= n_experts)).any():", "    if False:"),),
+    ),
+    Mistake(
         "unknown-experts-counted",
         "experts outside 0 … n_experts − 1 are taken modulo n_experts",
         "Indices wrap around.",
@@ -479,6 +541,29 @@ MISTAKES = (
         "int() of the fair share.",
         "test_an_expert_serves_the_first_tokens_it_has_room_for",
         change=((CAPACITY, CAPACITY.replace("math.ceil", "int")),),
+    ),
+    Mistake(
+        "capacity-rounded-to-nearest",
+        "the capacity is rounded to the nearest number",
+        "round() of the fair share.",
+        "test_an_expert_serves_the_first_tokens_it_has_room_for",
+        change=((CAPACITY, CAPACITY.replace("math.ceil", "round")),),
+    ),
+    Mistake(
+        "capacity-by-choice",
+        "first and second choices queue apart, and an expert has room for each of the queues",
+        "A choice is dispatched at a time.",
+        "test_an_expert_serves_the_first_tokens_it_has_room_for",
+        change=before_the_loop(BY_CHOICE),
+    ),
+    Mistake(
+        "longest-queue-of-nobody",
+        "with a capacity the longest queue is asked for, which fails where there are no tokens",
+        "There is always a token.",
+        "test_room_for_all_drops_nothing",
+        change=before_the_loop(
+            "        if room is not None:\n            room = min(room, int(experts.bincount().max()))\n"
+        ),
     ),
     Mistake(
         "capacity-one-short",
@@ -594,6 +679,13 @@ MISTAKES = (
         change=((DISPATCH, PLACES_IN_HALF + DISPATCH), ("served = run[:room]", "served = run")),
     ),
     Mistake(
+        "negative-capacity",
+        "a capacity_factor of 0 is refused and one below it is not",
+        "Zero is what goes wrong.",
+        "test_a_capacity_factor_must_be_positive",
+        change=(("not capacity_factor > 0:", "capacity_factor == 0:"),),
+    ),
+    Mistake(
         "no-capacity-for-zero",
         "a capacity_factor of 0 is taken for none",
         "0 and None are both false.",
@@ -620,6 +712,23 @@ MISTAKES = (
         "DeepSeek-V3 adds it to what the gate gives, which lies between 0 and 1.",
         "test_the_bias_chooses_and_weighs_nothing",
         change=(("(logits + self.bias).topk", "(logits.softmax(-1) + self.bias).topk"),),
+    ),
+    Mistake(
+        "capacity-forgets-the-bias",
+        "with a capacity the layer routes by the logits alone",
+        "Dropping balances the load already.",
+        "test_an_expert_has_room_for_those_whom_the_bias_sends",
+        change=(
+            (
+                "        weights, experts = self.route(x)\n        tokens",
+                "        weights, experts = self.route(x)\n"
+                "        if self.capacity_factor is not None:\n"
+                "            logits = _widened(x) @ _widened(self.router.weight).T\n"
+                "            experts = logits.topk(self.top_k).indices\n"
+                "            weights = logits.gather(-1, experts).softmax(-1).to(x.dtype)\n"
+                "        tokens",
+            ),
+        ),
     ),
     Mistake(
         "bias-in-the-weights",
@@ -749,6 +858,19 @@ MISTAKES = (
                 "        tokens, weights, experts = x.reshape(",
                 "        if self.training:\n            self.update_bias(experts)\n        tokens, weights, experts = x.reshape(",
             ),
+        ),
+    ),
+    Mistake(
+        "bias-moved-before-the-check",
+        "update_bias moves the bias, and then refuses the experts that it does not know",
+        "An error is an error.",
+        "test_unknown_experts_move_no_bias",
+        change=(
+            (
+                "        load = _load(experts, self.n_experts)\n        # In",
+                "        load = torch.stack([(experts == e).sum() for e in range(self.n_experts)])\n        # In",
+            ),
+            (STEP, STEP + "\n        _load(experts, self.n_experts)"),
         ),
     ),
     Mistake(

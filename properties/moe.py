@@ -2,8 +2,9 @@
 over the chosen, what nobody chose costs nothing; balance costs one; and what exceeds the room is dropped."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from itertools import permutations
 
 import torch
 from hypothesis import given
@@ -64,9 +65,23 @@ class Sent(Layer):
 
 
 @dataclass
+class Biased(Layer):
+    """A layer, and the bias that chooses with it."""
+
+    bias: Tensor
+
+
+@dataclass
 class Votes:
     logits: Tensor
     experts: Tensor
+
+
+@dataclass
+class Settled(Votes):
+    """Votes whose loss is known."""
+
+    due: int
 
 
 @st.composite
@@ -132,6 +147,56 @@ def votes(draw, dtypes=DTYPES):
     return Votes(logits, ranked[..., : draw(st.integers(1, n_experts))])
 
 
+@st.composite
+def nobody(draw):
+    """No tokens at all, in any number of leading dimensions."""
+    case, shape = draw(layers()), draw(st.sampled_from(((0,), (2, 0), (0, 3), (1, 0, 2))))
+    return replace(case, x=case.x.new_empty(*shape, case.x.shape[-1]))
+
+
+@st.composite
+def idle_nan(draw):
+    """What no token wants holds NaN."""
+    case = draw(sent())
+    idle = [e for e in range(len(case.router)) if not any(e in wanted for wanted in case.choices)]
+    for w in (case.w_gate, case.w_up, case.w_down):
+        w[idle] = math.nan
+    return case
+
+
+@st.composite
+def pushed(draw, cases, by):
+    """One expert is pushed by the bias."""
+    case, by = draw(cases), draw(st.sampled_from(by))
+    bias = torch.zeros(len(case.router), dtype=torch.float64)
+    bias[draw(st.integers(0, len(bias) - 1))] = by
+    return biased(case, bias)
+
+
+@st.composite
+def overruled(draw):
+    """Loud logits, and a bias far above them."""
+    case = draw(layers())
+    order = draw(st.permutations(range(len(case.router))))
+    loud = replace(case, router=case.router * 1e3)
+    return biased(loud, torch.tensor(order).double() * 2.0**20)
+
+
+def biased(case, bias):
+    return Biased(**{f.name: getattr(case, f.name) for f in fields(Layer)}, bias=bias)
+
+
+@st.composite
+def settled(draw):
+    """Balanced loads with any logits, or tokens that are all certain of expert 0."""
+    n_experts, rounds = draw(st.integers(1, 6)), draw(st.integers(1, 3))
+    token = torch.arange(n_experts * rounds)
+    if draw(st.booleans()):
+        return Settled(torch.eye(n_experts)[token * 0] * 99, token[:, None] * 0, n_experts)
+    experts = (token[:, None] + torch.arange(draw(st.integers(1, n_experts)))) % n_experts
+    return Settled(fill(draw, (len(token), n_experts), dtype=torch.float64), experts, 1)
+
+
 # --- the oracle, in float64 ------------------------------------------------------------------------
 
 
@@ -176,19 +241,23 @@ def expected(case, chosen, kept=None):
     return dense(case.tokens, *wide, shares), size
 
 
+def capacity(factor, tokens, top_k, n_experts):
+    return math.ceil(Fraction(factor) * tokens * top_k / n_experts)
+
+
 def with_room(chosen, top_k, factor):
     """Of the chosen, those within the capacity, in the order of the tokens."""
-    tokens, n_experts = chosen.shape
-    room = math.ceil(Fraction(factor) * tokens * top_k / n_experts)
-    return chosen & (chosen.cumsum(0) <= room)
+    return chosen & (chosen.cumsum(0) <= capacity(factor, len(chosen), top_k, chosen.shape[1]))
 
 
 def even(factor, tokens, top_k, n_experts):
     """Do the ways to write the capacity in floating point agree?"""
-    exact = math.ceil(Fraction(factor) * tokens * top_k / n_experts)
-    fair = top_k / n_experts
-    ways = (factor * fair * tokens, tokens / n_experts * factor * top_k, factor / n_experts * top_k * tokens)
-    return all(math.ceil(way) == exact for way in ways)
+    exact, n = capacity(factor, tokens, top_k, n_experts), n_experts
+    return all(
+        math.ceil(way) == exact
+        for a, b, c in permutations((factor, tokens, top_k))
+        for way in (a / n * b * c, a * b / n * c, a * b * (c / n), a * b * c * (1 / n), a / (n / b) * c)
+    )
 
 
 # --- asking the subject ------------------------------------------------------------------------------
@@ -387,7 +456,7 @@ def test_gradients_are_those_of_the_dense_sum(subject, case):
 @examples(quick=2, full=20)
 @given(case=layers(dtypes=EXACT))
 def test_tokens_do_not_see_each_other(subject, case):
-    """A token alone, in any batch, and in any order gives the same; no tokens give no output.
+    """A token alone, in any batch, and in any order gives the same.
 
     Catches groups that are never sorted back, and anything taken over the batch."""
     moe, clear = made(subject, case), best(case)[1]
@@ -402,34 +471,37 @@ def test_tokens_do_not_see_each_other(subject, case):
         assert_close(
             apart[clear], together, dtype=torch.float64, magnitude=size[clear], length=30, steps=8, name=name
         )
-    run(moe, rows[:0])
-    run(moe, rows[None, :0])
     assert_output(moe, case, best(case)[0], clear)
 
 
+@examples(quick=2, full=20)
+@given(case=nobody())
+def test_no_tokens_give_no_output(subject, case):
+    """Where x holds no tokens, route and the output hold none, in the same leading dimensions.
+
+    Catches a maximum over nothing, and a shape that is lost where there is nothing to do."""
+    moe = made(subject, case)
+    run(moe, case.x)
+    routed(moe, case)
+
+
 @examples(quick=3, full=30)
-@given(case=sent())
+@given(case=idle_nan())
 def test_idle_experts_do_not_matter(subject, case):
     """An expert that no token chose may hold NaN: nothing changes, and its gradient is exactly zero.
 
     Catches experts that are run on every token and multiplied by zero."""
     idle = [e for e in range(len(case.router)) if not any(e in wanted for wanted in case.choices)]
-    moe = made(subject, case)
+    moe, names = made(subject, case), ("w_gate", "w_up", "w_down")
     own = dict(moe.named_parameters())
-    with torch.no_grad():
-        for name in ("w_gate", "w_up", "w_down"):
-            own[name][idle] = math.nan
     got, x = run(moe, case.x), case.x.clone().requires_grad_()
-    chosen, _ = best(case)
-    want, size = expected(case, chosen)
-    with_nan = [e for e in range(len(case.router)) if e not in idle]
-    kept = [case.w_gate[with_nan], case.w_up[with_nan], case.w_down[with_nan]]
-    shares = mixed(case.logits, chosen)[:, with_nan]
-    want = dense(case.tokens, *kept, shares)
+    clean = replace(case, **{name: case.weights[name].nan_to_num() for name in names})
+    want, size = expected(clean, best(case)[0])
     assert_close(got, want, dtype=torch.float64, magnitude=size, length=30, steps=8, name="the output")
-    names = ("w_gate", "w_up", "w_down")
     slope, *found = gradients(run(moe, x), [x, *(own[name] for name in names)])
-    assert_true(bool(slope.isfinite().all()), "the gradient of x is not finite", got=slope)
+    assert_true(
+        bool(slope.isfinite().all()), "the gradient of x is not finite", expected="numbers", got=slope
+    )
     for name, gradient in zip(names, found, strict=True):
         assert_true(
             bool((gradient[idle] == 0).all()), f"{name} of an idle expert has a gradient", got=gradient
@@ -572,30 +644,20 @@ def loss_of(logits, experts, **more):
     return n_experts * (load / load.sum() * probabilities).sum()
 
 
-@given(
-    n_experts=st.integers(1, 6), top_k=st.integers(1, 6), rounds=st.integers(1, 3), case=votes(dtypes=EXACT)
-)
-def test_balanced_routing_costs_one(subject, n_experts, top_k, rounds, case):
+@examples(quick=8, full=60)
+@given(case=settled())
+def test_balanced_routing_costs_one(subject, case):
     """If all experts have the same load the loss is 1, whatever the logits, top_k and n_experts; if all
     tokens are certain of one expert, it is n_experts.
 
     Catches a sum over top_k, which gives top_k, and a missing factor n_experts."""
-    top_k = min(top_k, n_experts)
-    token = torch.arange(n_experts * rounds)
-    experts = (token[:, None] + torch.arange(top_k)) % n_experts
-    some = case.logits.flatten()
-    logits = some[torch.arange(len(token) * n_experts) % len(some)].reshape(len(token), n_experts)
-    certain, first = torch.eye(n_experts)[token * 0] * 99.0, experts[:, :1] * 0
-    for name, scores, chosen, due in (
-        ("the loss of balanced routing", logits, experts, 1.0),
-        ("the loss of collapsed routing", certain, first, n_experts),
-    ):
-        got = subject.load_balancing_loss(scores, chosen)
-        # A share kept in float32 is right as well.
-        want = torch.tensor(float(due), dtype=torch.float64)
-        assert_close(got.float(), want, dtype=torch.float32, length=len(token) + 5, name=name)
+    got = subject.load_balancing_loss(case.logits, case.experts)
+    # A share kept in float32 is right as well.
+    want = torch.tensor(float(case.due), dtype=torch.float64)
+    assert_close(got.float(), want, dtype=torch.float32, length=len(case.experts) + 5, name="the loss")
 
 
+@examples(quick=8, full=40)
 @given(case=votes())
 def test_the_loss_equals_its_definition(subject, case):
     """The loss is n_experts Σ f P in float64, a scalar in the dtype of the logits, for any leading shape.
@@ -643,7 +705,7 @@ def test_a_bad_choice_costs_no_loss(subject, case, by):
     for bad in (n_experts + by, -1 - by):
         wrong = case.experts.clone()
         wrong.view(-1)[-1] = bad
-        because = f"there is no expert {bad} of {n_experts}"
+        because = f"in {wrong.tolist()} there is an expert {bad}, and the experts are 0 … {n_experts - 1}"
         refuses(
             ValueError, lambda wrong=wrong: subject.load_balancing_loss(case.logits, wrong), because=because
         )
@@ -675,6 +737,7 @@ def test_the_loss_counts_hundreds_of_tokens(subject, case):
 # --- part 2: capacity ------------------------------------------------------------------------------------
 
 
+@examples(quick=8, full=40)
 @given(case=sent(high=9), factor=st.sampled_from(FACTORS), training=st.booleans(), split=st.booleans())
 def test_an_expert_serves_the_first_tokens_it_has_room_for(subject, case, factor, training, split):
     """The output is the dense sum over each token's experts that had room: the first ⌈factor · tokens ·
@@ -690,14 +753,15 @@ def test_an_expert_serves_the_first_tokens_it_has_room_for(subject, case, factor
     moe = made(subject, case, capacity_factor=factor).train(training)
     want, size = expected(case, chosen, kept)
     x = case.x.reshape(2, tokens // 2, -1) if split and tokens % 2 == 0 else case.x
-    for name in ("the output", "the output of a second call"):
+    each = f", with room for {capacity(factor, tokens, case.top_k, n_experts)} in each expert,"
+    for name in (f"the output{each}", f"the output of a second call{each}"):
         got = run(moe, x).reshape(case.x.shape)
         assert_close(got, want, dtype=torch.float64, magnitude=size, length=30, steps=8, name=name)
     fewer = (tokens + 1) // 2
     if even(factor, fewer, case.top_k, n_experts):
         part = replace(case, x=case.x[:fewer])
         want, size = expected(part, chosen[:fewer], with_room(chosen[:fewer], case.top_k, factor))
-        got, name = run(moe, part.x), "the output of fewer tokens"
+        got, name = run(moe, part.x), f"the output of the first {fewer} tokens alone"
         assert_close(got, want, dtype=torch.float64, magnitude=size, length=30, steps=8, name=name)
 
 
@@ -715,11 +779,12 @@ def test_capacity_changes_no_route(subject, case, factor):
 
 
 @examples(quick=3, full=30)
-@given(case=layers(), beyond=st.sampled_from((0.0, 1.0, 2.5)))
+@given(case=st.one_of(layers(), nobody()), beyond=st.sampled_from((0.0, 1.0, 2.5)))
 def test_room_for_all_drops_nothing(subject, case, beyond):
-    """From a capacity_factor of n_experts / top_k on, every expert has room for all the tokens.
+    """From a capacity_factor of n_experts / top_k on, every expert has room for all the tokens, if there are any.
 
-    Catches a capacity that forgets n_experts or top_k, and one that is counted by row of the batch."""
+    Catches a capacity that forgets n_experts or top_k, one that is counted by row of the batch, and the longest
+    queue where nobody queues."""
     factor = len(case.router) / case.top_k * (1 + beyond)
     chosen, clear = best(case)
     assert_output(made(subject, case, capacity_factor=factor), case, chosen, clear)
@@ -775,15 +840,14 @@ def test_a_capacity_factor_must_be_positive(subject, case, factor):
 
 
 @examples(quick=3, full=40)
-@given(case=layers(), pushed=st.integers(0, 4), by=st.sampled_from((1.0, 0.25, -2.0, 50.0)))
-def test_the_bias_chooses_and_weighs_nothing(subject, case, pushed, by):
+@given(case=pushed(layers(), (1.0, 0.25, -2.0, 50.0)))
+def test_the_bias_chooses_and_weighs_nothing(subject, case):
     """Experts are chosen by logit + bias; the weights are the softmax over the chosen logits alone.
 
     Catches a bias that is ignored, and one that leaks into the weights and so into the output."""
-    moe, bias = made(subject, case), torch.zeros(len(case.router), dtype=torch.float64)
-    bias[pushed % len(bias)] = by
-    set_bias(moe, bias)
-    chosen, clear = best(case, bias)
+    moe = made(subject, case)
+    set_bias(moe, case.bias)
+    chosen, clear = best(case, case.bias)
     weights, experts = routed(moe, case)
     inside = torch.zeros_like(chosen).scatter_(1, experts, True)
     assert_equal(inside[clear], chosen[clear], "who chose whom")
@@ -796,18 +860,15 @@ def test_the_bias_chooses_and_weighs_nothing(subject, case, pushed, by):
 
 
 @examples(quick=3, full=25)
-@given(case=layers(), seed=st.integers(0, 99))
-def test_the_weights_stay_right_where_the_bias_overrules(subject, case, seed):
+@given(case=overruled())
+def test_the_weights_stay_right_where_the_bias_overrules(subject, case):
     """Under a bias far above the logits, experts that the router would never choose are chosen, and their
     weights are still the softmax over the chosen logits.
 
     Catches probabilities among all experts, renormalised: those of the chosen are all zero, and 0 / 0."""
-    case.router = case.router * 1e3
     moe = made(subject, case)
-    dice = torch.Generator().manual_seed(seed)
-    bias = torch.randperm(len(case.router), generator=dice).double() * 2.0**20
-    set_bias(moe, bias)
-    chosen, _ = best(case, bias)
+    set_bias(moe, case.bias)
+    chosen, _ = best(case, case.bias)
     weights, experts = routed(moe, case)
     assert_equal(torch.zeros_like(chosen).scatter_(1, experts, True), chosen, "who chose whom")
     want = case.logits.gather(1, experts).softmax(-1)
@@ -815,6 +876,22 @@ def test_the_weights_stay_right_where_the_bias_overrules(subject, case, seed):
     assert_close(
         weights, want, dtype=case.x.dtype, magnitude=error, length=case.x.shape[-1], name="the weights"
     )
+
+
+@examples(quick=3, full=30)
+@given(case=pushed(sent(high=9), (4.0, 1.75)), factor=st.sampled_from(FACTORS))
+def test_an_expert_has_room_for_those_whom_the_bias_sends(subject, case, factor):
+    """With a capacity, too, the bias chooses and weighs nothing: an expert serves the first of those whom logit
+    + bias sent to it.
+
+    Catches a way with a capacity that routes for itself, by the logits alone."""
+    tokens, n_experts = len(case.x), len(case.router)
+    factor = factor if even(factor, tokens, case.top_k, n_experts) else 1.0
+    moe = made(subject, case, capacity_factor=factor)
+    set_bias(moe, case.bias)
+    chosen, _ = best(case, case.bias)
+    name = f"the output, with room for {capacity(factor, tokens, case.top_k, n_experts)} in each expert,"
+    assert_output(moe, case, chosen, kept=with_room(chosen, case.top_k, factor), name=name)
 
 
 @examples(quick=2, full=15)
@@ -839,7 +916,7 @@ def test_the_bias_is_a_buffer(subject, case, seed):
     assert_equal(other.bias, moe.bias, "the bias that was loaded")
 
 
-@examples(quick=3, full=40)
+@examples(quick=10, full=40)
 @given(
     case=votes(dtypes=EXACT),
     rate=st.sampled_from((None, 0.125, 1e-3, 2.0)),
@@ -865,9 +942,12 @@ def test_update_bias_moves_against_the_load(subject, case, rate, start, training
         want = want + move
         # A rate that was rounded to float32 is right as well.
         assert_close(
-            moe.bias.float(), want, dtype=torch.float32, magnitude=8.0, name=f"the bias after {times}"
-        )
-    assert_true(held is moe.bias, "bias was replaced, not changed in place", got=moe.bias)
+            moe.bias.float(), want, dtype=torch.float32, magnitude=8.0,
+            name=f"the bias after update {times}, by the experts {experts.tolist()},",
+        )  # fmt: skip
+    assert_true(
+        held is moe.bias, "bias was replaced, not changed in place", expected="the same tensor", got="another"
+    )
 
 
 @examples(quick=1, full=12)
@@ -895,9 +975,11 @@ def test_unknown_experts_move_no_bias(subject, case, by):
     for bad in (n_experts + by, -1 - by):
         wrong = case.experts.clone()
         wrong.view(-1)[-1] = bad
-        because = f"there is no expert {bad} of {n_experts}"
+        because = f"in {wrong.tolist()} there is an expert {bad}, and the experts are 0 … {n_experts - 1}"
         refuses(ValueError, lambda wrong=wrong: moe.update_bias(wrong), because=because)
-    assert_equal(moe.bias.double(), torch.zeros(n_experts, dtype=torch.float64), "the bias")
+    assert_equal(
+        moe.bias.double(), torch.zeros(n_experts, dtype=torch.float64), "the bias after the refusals"
+    )
 
 
 @examples(quick=0, full=10)
@@ -996,6 +1078,28 @@ def probes(subject):
         moe.update_bias(torch.tensor([[0]] * 720 + [[1]] * 240 + [[2]] * 80), rate=0.5)
         return moe.bias.sign().tolist()
 
+    def shape_of(moe, *shape):
+        return list(moe(x[:0].reshape(*shape, 4)).shape)
+
+    def valued(call, *args):
+        """Is it refused by a ValueError?"""
+        try:
+            call(*args)
+        except Exception as error:
+            return isinstance(error, ValueError)
+        return False
+
+    def unknown():
+        loss, scores = subject.load_balancing_loss, x[:, :3]
+        return [valued(loss, scores, votes + by) for by in (-1, 1)] + [
+            valued(layer().update_bias, votes + by) for by in (-1, 1)
+        ]
+
+    def refused_update():
+        moe = biased()
+        valued(moe.update_bias, votes[:1] + 2)
+        return moe.bias.clone()
+
     def kinds():
         moe = biased()
         return ["bias" in names for names in map(dict, (moe.named_buffers(), moe.named_parameters()))] + [
@@ -1037,6 +1141,16 @@ def probes(subject):
         "output, bfloat16": half,
         "output, many experts": lopsided,
         "route": lambda: route(layer()),
+        "route, bfloat16": lambda: str(layer().bfloat16().route(x.bfloat16())[0].dtype),
+        "no tokens": lambda: shape_of(layer(), 2, 0),
+        "capacity, no tokens": lambda: shape_of(layer(capacity_factor=1.0), 0),
+        "capacity, negative": lambda: len(subject.MoE(4, 2, 3, 2, capacity_factor=-1.0).state_dict()),
+        "unknown experts": unknown,
+        "bias, after a refusal": refused_update,
+        "bias, with a capacity": lambda: biased(capacity_factor=0.5)(crowd),
+        "loss, batched": lambda: subject.load_balancing_loss(
+            x[:, :3].reshape(2, 3, 3), votes.reshape(2, 3, 2)
+        ).float(),
         "route, large logits": lambda: route(layer(), x * 1e4),
         "gradients": lambda: slopes(layer()),
         "x afterwards": lambda: afterwards(layer()),
