@@ -31,7 +31,7 @@ for n_heads.
 Part 3. With window, a token sees the last `window` tokens, itself included.
 
 - The module may be moved to float64, float32, float16 or bfloat16; x has its dtype, and so has the result.
-  For half types what is judged is the result: right to a few roundings of the dtype, over 1,100 tokens or
+  For half types what is judged is the result: right to a few roundings of the dtype, over 1,030 tokens or
   600 channels, too. Values may be kept in the half type, but sums must not run in it: torch's matmul and
   softmax add up in float32 inside, a running total in bfloat16 does not.
 - batch may be 0, every other size is at least 1. x may be non-contiguous and is left alone. Gradients flow to

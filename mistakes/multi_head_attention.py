@@ -49,6 +49,13 @@ MISTAKES = (
         change=((SPLIT, "return x.unflatten(2, (self.head_dim, -1)).permute(0, 3, 1, 2)"),),
     ),
     Mistake(
+        "merged-channels-first",
+        "the heads are merged channel by channel: the first channel of every head, then the second",
+        "(head_dim, heads) or (heads, head_dim): flattened, they are as long.",
+        "test_equal_scores_give_the_mean_of_what_a_token_sees",
+        change=((MERGE, "out.permute(0, 2, 3, 1).flatten(2)"),),
+    ),
+    Mistake(
         "heads-attend-to-each-other",
         "time and heads are not swapped, so that the heads of one token attend to each other",
         "Attention works on the last two dimensions, and these are heads and head_dim.",
@@ -103,6 +110,13 @@ MISTAKES = (
         "d is d_model.",
         "test_scores_are_divided_by_the_root_of_head_dim",
         change=((ATTEND, ATTEND.replace("q, k, v,", "q, k, v, scale=x.shape[2] ** -0.5,")),),
+    ),
+    Mistake(
+        "unscaled",
+        "the scores are not divided by anything",
+        "The softmax normalises anyway.",
+        "test_scores_are_divided_by_the_root_of_head_dim",
+        change=((ATTEND, ATTEND.replace("q, k, v,", "q, k, v, scale=1.0,")),),
     ),
     Mistake(
         "scaled-twice",
@@ -200,6 +214,21 @@ MISTAKES = (
         "The mask comes in training.",
         "test_causal_shows_a_token_the_past_and_itself",
         change=((ATTEND, ATTEND.replace("self.causal", "self.window is not None")),),
+    ),
+    Mistake(
+        "one-token-ahead",
+        "causal shows a token the next one as well",
+        "triu(1) or triu(2): the diagonal is its own.",
+        "test_causal_shows_a_token_the_past_and_itself",
+        change=(
+            (
+                ATTEND,
+                "ahead = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril(1)\n"
+                "        near = self._near(x.shape[1], x.device)\n"
+                "        ahead = ahead if near is None else ahead & near\n"
+                "        out = attention(q, k, v, mask=ahead if self.causal else None)",
+            ),
+        ),
     ),
     Mistake(
         "always-causal",
@@ -410,7 +439,7 @@ MISTAKES = (
         "positions-in-the-dtype-of-x",
         "positions pass through the dtype of x, and bfloat16 has no odd numbers beyond 256",
         "What meets x has to have its dtype.",
-        "test_large_positions_are_exact_in_every_dtype",
+        "test_every_token_is_turned_by_the_very_row_it_names",
         change=(
             (
                 TURN,
@@ -422,7 +451,7 @@ MISTAKES = (
         "positions-by-head",
         "where there are as many sequences as heads, the positions of a sequence go to a head",
         "(batch, time, head_dim) broadcasts against (batch, heads, time, head_dim).",
-        "test_positions_choose_the_rows_of_the_tables",
+        "test_every_token_is_turned_by_the_very_row_it_names",
         change=(
             (
                 TURN,
@@ -438,7 +467,7 @@ MISTAKES = (
         "positions-by-time-and-batch",
         "where there are as many sequences as tokens, positions are read as (time, batch)",
         "Whichever way round it fits.",
-        "test_positions_choose_the_rows_of_the_tables",
+        "test_every_token_is_turned_by_the_very_row_it_names",
         change=(
             (
                 TURN,

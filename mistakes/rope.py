@@ -160,6 +160,18 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "tables-in-bfloat16",
+        "cosines and sines are rounded to bfloat16",
+        "They are at most 1, so that a few digits will do.",
+        "test_tables_equal_their_definition",
+        change=(
+            (
+                RETURNED,
+                "return angles.cos().bfloat16().float(), angles.sin().bfloat16().float()",
+            ),
+        ),
+    ),
+    Mistake(
         "tables-of-full-width",
         "the tables have head_dim columns, every angle in them twice",
         "Tables are as wide as x, so that they multiply it at once.",
@@ -631,6 +643,18 @@ MISTAKES = (
         "Positions are the same for the whole batch.",
         "test_each_sequence_has_its_own_positions",
         change=((CHOSEN, "    return positions.long() if positions.ndim == 1 else positions[0].long()\n"),),
+    ),
+    Mistake(
+        "positions-by-head",
+        "where there are as many sequences as heads, the positions of a sequence go to a head",
+        "(batch, time, pairs) broadcasts against (batch, heads, time, pairs).",
+        "test_each_sequence_has_its_own_positions",
+        change=(
+            (
+                PICKED,
+                "cos, sin = (t[rows] if len(x) == x.shape[1] else t[rows].unsqueeze(-3) for t in (cos, sin))",
+            ),
+        ),
     ),
     Mistake(
         "cut-where-positions-are-given",
