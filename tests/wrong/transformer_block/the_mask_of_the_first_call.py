@@ -1,4 +1,4 @@
-"""mistake: -
+"""mistake: mask-of-the-first-call
 
 Right but for what is kept at a fixed size."""
 
