@@ -1149,7 +1149,7 @@ def probes(subject):
         "bias, after a refusal": refused_update,
         "bias, with a capacity": lambda: biased(capacity_factor=0.5)(crowd),
         "loss, batched": lambda: subject.load_balancing_loss(
-            x[:, :3].reshape(2, 3, 3), votes.reshape(2, 3, 2)
+            x[:, :3].reshape(2, 3, 3), votes.sort(0).values.reshape(2, 3, 2)
         ).float(),
         "route, large logits": lambda: route(layer(), x * 1e4),
         "gradients": lambda: slopes(layer()),
