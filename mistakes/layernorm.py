@@ -163,6 +163,21 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "result-in-a-kept-buffer",
+        "LayerNorm writes a result without gradient to a buffer that is kept for its shape, and overwrites it next time",
+        "Allocating is slow.",
+        "test_two_layer_norms_share_nothing",
+        change=(
+            (
+                LN_RESULT,
+                "done = (normed * self.weight + self.bias).to(x.dtype)\n"
+                "        if x.requires_grad:\n            return done\n"
+                '        self.__dict__.setdefault("_kept", {}).setdefault((x.shape, x.dtype), done).data = done\n'
+                "        return self._kept[x.shape, x.dtype]",
+            ),
+        ),
+    ),
+    Mistake(
         "statistics-cut-from-the-graph",
         "the mean and the variance of a token are detached, so the gradient misses two of its three terms",
         "Statistics are constants.",

@@ -155,6 +155,20 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "result-in-a-kept-buffer",
+        "the result is written to a buffer that is kept for its shape, and the next call overwrites it",
+        "Allocating is slow.",
+        "test_the_result_has_the_shape_and_dtype_of_x",
+        change=(
+            ("def rmsnorm(", "_KEPT = {}\n\n\ndef rmsnorm("),
+            (
+                RESULT,
+                "done = (wide * inverse_rms * weight).to(x.dtype)\n"
+                "    return done if done.requires_grad else _KEPT.setdefault((x.shape, x.dtype), done).copy_(done)",
+            ),
+        ),
+    ),
+    Mistake(
         "dtype-of-the-weight",
         "the result is cast to x's dtype before it is multiplied by weight, and takes over weight's dtype",
         "A cast before the last product is enough.",

@@ -131,6 +131,20 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "result-in-a-kept-buffer",
+        "the probabilities are written to a buffer that is kept for their shape, and the next call overwrites them",
+        "Allocating is slow.",
+        "test_softmax_keeps_shape_dtype_and_leaves_x_alone",
+        change=(
+            ("def softmax(", "_KEPT = {}\n\n\ndef softmax("),
+            (
+                "    return (weights / weights.sum(dim, keepdim=True)).to(x.dtype)",
+                "    done = (weights / weights.sum(dim, keepdim=True)).to(x.dtype)\n"
+                "    return done if x.requires_grad else _KEPT.setdefault((x.shape, x.dtype), done).copy_(done)",
+            ),
+        ),
+    ),
+    Mistake(
         "left-in-float32",
         "half-precision logits come back as float32 probabilities",
         "Wider is better, so the result stays wide.",

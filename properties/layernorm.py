@@ -488,11 +488,14 @@ def test_layer_norm_gradients_equal_the_definition(subject, case):
 
 @given(case=tokens(made(WIDE)), step=st.integers(1, 3))
 def test_two_layer_norms_share_nothing(subject, case, step):
-    """A layer whose parameters are moved by this step leaves another of the same size as it is.
+    """A layer whose parameters are moved by this step leaves another of the same size as it is, and a call
+    leaves the results of earlier ones.
 
-    Catches parameters, or results, kept in the class or the module."""
+    Catches parameters kept in the class or the module, and results in a buffer that is used again."""
     first, second = layer_norm(subject, case), layer_norm(subject, case)
-    applied(second, case.x)
+    earlier = applied(second, case.x)
+    applied(second, 1 - case.x)
+    Truth(case).agrees(earlier, name="the first result after a second call with 1 − x")
     with torch.no_grad():
         second.weight.add_(step)
         second.bias.sub_(step)
@@ -616,7 +619,9 @@ def test_eval_goes_by_the_running_statistics(subject, case, example):
     Catches batch statistics in eval, running statistics that are updated in eval, and a batch of 1 refused."""
     layer, truth = batch_norm(subject, case, training=False), Truth(case, training=False)
     before = {name: value.clone() for name, value in layer.state_dict().items()}
-    truth.agrees(applied(layer, case.x))
+    got = applied(layer, case.x)
+    applied(layer, 1 - case.x)
+    truth.agrees(got)
     example %= len(case.x)
     at = slice(example, example + 1)
     truth.agrees(applied(layer, case.x[at]), at=at, name=f"the result for example {example} alone")
@@ -645,7 +650,8 @@ def test_running_statistics_follow_the_batches(subject, case, calls, recorded, s
     for n in range(calls):
         x = (case.x * (1 + n) + n).detach()
         with torch.set_grad_enabled(recorded):
-            applied(layer, x.clone().requires_grad_())
+            got = applied(layer, x.clone().requires_grad_())
+        Truth(replace(case, x=x)).agrees(got, name=f"the result of call {n + 1}")
         memory.sees(x)
         memory.agrees(layer, f" after call {n + 1}")
     state = layer.state_dict()
@@ -839,6 +845,13 @@ def probes(subject):
             made.running_mean.add_(100)
         return made(torch.full((2, 3), 100.0).bfloat16())
 
+    def again():
+        made = layer("LayerNorm", 3)
+        with torch.no_grad():
+            first = made(x)
+            made(-x)
+        return first
+
     def new_in_eval():
         made = subject.BatchNorm1d(3).double().eval()
         made.running_mean.zero_()
@@ -868,6 +881,7 @@ def probes(subject):
         "LN, eps left out, tiny": lambda: subject.LayerNorm(3).double()(x * 2e-3),
         "LN, names": names("LayerNorm"),
         "LN, shared": shared("LayerNorm"),
+        "LN, a result after the next call": again,
         "LN, one channel for three": lambda: layer("LayerNorm", 3)(waves(2, 1)),
         "LN, bf16": norm("LayerNorm", x.bfloat16(), torch.float32),
         "LN, bf16 far from zero": norm("LayerNorm", (8 * x + 100).bfloat16(), torch.float32),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dojo.close import HALF_TYPES, assert_close, assert_tensor, gradients, refuses, untouched
+from dojo.close import HALF_TYPES, assert_close, assert_equal, assert_tensor, gradients, refuses, untouched
 from dojo.draw import examples, fill, laid_out
 
 SHAPES = (
@@ -232,10 +232,14 @@ class Truth:
 @given(case=rows())
 def test_the_result_has_the_shape_and_dtype_of_x(subject, case):
     """The result is one tensor of x's shape and dtype, whatever the dtype of weight; x and weight still
-    hold what they held.
+    hold what they held, and so does the result after another call.
 
-    Catches x divided in place, and a result that takes its dtype from weight."""
-    assert_tensor(normed(subject, case), shape=case.x.shape, dtype=case.x.dtype)
+    Catches x divided in place, a result that takes its dtype from weight, and a buffer that is used again."""
+    got = normed(subject, case)
+    assert_tensor(got, shape=case.x.shape, dtype=case.x.dtype)
+    first = got.clone()
+    normed(subject, replace(case, x=1 - case.x))
+    assert_equal(got, first, "the first result after a second call with 1 − x")
 
 
 @given(case=constant())
@@ -428,6 +432,11 @@ def probes(subject):
 
         return call
 
+    def again():
+        first = subject.rmsnorm(x, weight)
+        subject.rmsnorm(-x, weight)
+        return first
+
     def afterwards():
         held = x.clone()
         subject.rmsnorm(held, weight)
@@ -448,6 +457,7 @@ def probes(subject):
         "exact in float64": norm(x + 1e-7, weight),
         "gradients": slopes(x, weight),
         "x afterwards": afterwards,
+        "a result after the next call": again,
         "float32, weight in float64": norm(x.float(), weight),
         "float64, weight in float32": norm(x, weight.float()),
         "weight (1,)": norm(x, weight[:1]),

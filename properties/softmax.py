@@ -214,13 +214,17 @@ def grown(x, largest):
 
 @given(case=logits())
 def test_softmax_keeps_shape_dtype_and_leaves_x_alone(subject, case):
-    """Softmax returns a new tensor of x's shape and dtype, and x still holds what it held.
+    """Softmax returns a new tensor of x's shape and dtype; x still holds what it held, and so does the result
+    after another call.
 
-    Catches in-place subtraction of the maximum, and results left in float32."""
+    Catches in-place subtraction of the maximum, results left in float32, and a buffer that is used again."""
     before = case.x.clone()
     got = subject.softmax(case.x, case.dim)
     assert_tensor(got, shape=case.x.shape, dtype=case.x.dtype)
     untouched({"x": before}, {"x": case.x})
+    first = got.clone()
+    subject.softmax(-2 * case.x + torch.arange(case.x.numel()).reshape(case.x.shape), case.dim)
+    assert_equal(got, first, "the first result after a second call with −2x + (0, 1, 2, …)")
 
 
 @given(case=logits())
@@ -634,6 +638,11 @@ def probes(subject):
         call(*args)
         return args[0]
 
+    def again():
+        first = subject.softmax(x, 1)
+        subject.softmax(-x, 1)
+        return first
+
     def slope(call, leaf):
         leaf = leaf.clone().requires_grad_()
         return gradients(call(leaf), [leaf], torch.arange(1.0, 7.0, dtype=leaf.dtype).reshape(2, 3))[0]
@@ -656,6 +665,7 @@ def probes(subject):
         "softmax, long bf16": lambda: subject.softmax(long, 0),
         "softmax, gradient": lambda: slope(lambda leaf: subject.softmax(leaf, 1), x),
         "softmax, gradient of a far logit": lambda: slope(lambda leaf: subject.softmax(leaf, 1), x * 1000),
+        "softmax, a result after the next call": again,
         "softmax, its input afterwards": lambda: touched(subject.softmax, x.clone(), 1),
         "softmax, no such dim": lambda: subject.softmax(x, 2),
         "log_softmax": lambda: subject.log_softmax(x, -1),
