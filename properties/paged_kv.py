@@ -54,6 +54,27 @@ class Script:
     num_heads: int = 1
     head_dim: int = 1
 
+    def __post_init__(self):
+        self.steps = [Step(step) for step in self.steps]
+
+
+class Step(tuple):
+    """A step, which a card writes in words."""
+
+    def __repr__(self):
+        verb, place, *rest = self
+        found = "table {}: match_prefix({}), and an append of the rest".format
+        return {
+            "append": lambda n: f"append {n} to table {place}",
+            "decode": lambda n: f"append {n} with ids to table {place}",
+            "free": lambda: f"free table {place}",
+            "fork": lambda to: f"fork table {place} to table {to}",
+            "prompt": lambda *ids: found(place, [*ids]),
+            "again": lambda other: found(place, f"ids of table {other}"),
+            "skip": lambda other: found(place, f"ids of table {other}, as if all had been told"),
+            "guess": lambda other, number: found(place, f"ids of table {other}, {number} for each not told"),
+        }[verb](*rest)
+
 
 @dataclass
 class Pieces:
@@ -122,7 +143,7 @@ def branches(pick):
     if pick(2):
         steps.append(("fork", pick(2), 2))
     live = [*range(len(steps))]
-    if len(live) == 3 and pick(3) == 2:
+    if len(live) == 3 and pick(2):
         steps.append(("free", live.pop(pick(3))))
     steps += [("append", place, between(pick, 1, 3)) for place in shuffled(pick, live)]
     for place, n in several(pick, 4, lambda: (one_of(pick, live), pick(4))):
@@ -240,7 +261,7 @@ class World:
         """Take each step and make the checks after it. A card ends with the step that failed."""
         number = 0
         try:
-            for number, step in enumerate(steps, 1):
+            for number, step in enumerate(map(Step, steps), 1):
                 self.at = f" after step {number}, {step}"
                 if getattr(self, step[0])(*step[1:]) is not False:
                     for check in checks:
