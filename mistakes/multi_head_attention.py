@@ -32,7 +32,7 @@ MISTAKES = (
         "the projections are reshaped to (batch, heads, time, head_dim) without a transpose",
         "The numbers fit, so the reshape is right.",
         "test_equal_scores_give_the_mean_of_what_a_token_sees",
-        change=((SPLIT, "return x.reshape(x.shape[0], -1, x.shape[1], self.head_dim)"),),
+        change=((SPLIT, "return x.reshape(len(x), x.shape[2] // self.head_dim, x.shape[1], self.head_dim)"),),
     ),
     Mistake(
         "merged-by-a-reshape-alone",
