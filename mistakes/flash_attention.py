@@ -156,17 +156,33 @@ MISTAKES = (
         "no-scale",
         "the scores are not divided by √head_dim",
         "The scale is a detail.",
-        "test_flash_attention_equals_its_definition",
+        "test_scores_are_divided_by_the_root_of_head_dim",
         change=(
             (f"1))\n        {SCALE}", "1))\n        scale = 1.0"),
             (f"{UNPACK}\n        {SCALE}", f"{UNPACK}\n        scale = 1.0"),
         ),
     ),
     Mistake(
+        "divided-by-head-dim",
+        "the scores are divided by head_dim, not by its root",
+        "Dividing by the number of terms turns the dot product into a mean.",
+        "test_scores_are_divided_by_the_root_of_head_dim",
+        change=(
+            (
+                "        scale = q.shape[3] ** -0.5\n        for rows",
+                "        scale = q.shape[3] ** -1.0\n        for rows",
+            ),
+            (
+                "        scale = q.shape[3] ** -0.5\n        # Each place",
+                "        scale = q.shape[3] ** -1.0\n        # Each place",
+            ),
+        ),
+    ),
+    Mistake(
         "base-two",
         "exp2 is taken of scores that were not multiplied by log2 e",
         "exp2 is the fast exponential.",
-        "test_flash_attention_equals_its_definition",
+        "test_scores_are_divided_by_the_root_of_head_dim",
         change=(
             (
                 "weights, keep = (scores - raised).exp(), (top - raised).exp()",

@@ -146,6 +146,24 @@ def level(draw):
 
 
 @st.composite
+def rooted(draw):
+    """One tile; the first key has score a·head_dim before it is scaled, the others 0; of the values, too, the first
+    stands out. So small that the average is found by hand."""
+    queries, keys, D, D_v, a, dtype = draw(ROOTED)
+    q, k, v = (torch.zeros(1, 1, *size, dtype=dtype) for size in ((queries, D), (keys, D), (keys, D_v)))
+    q[:], k[:, :, 0], v[:, :, 0] = 1, a, 1
+    return Case(q, k, v, 8, 8)
+
+
+ROOTED = st.sampled_from(
+    sorted(
+        product((1, 2), (2, 3, 5), (4, 2, 3, 9), (1, 2, 3), (1.0, -1.0, 0.5), WIDE),
+        key=lambda s: (math.prod(s[:2]), s[2] != 4, s[3], s[4] != 1, s[5] != torch.float32),
+    )
+)
+
+
+@st.composite
 def rising(draw):
     """Scores that rise, or fall, from key to key."""
     case = draw(cases(size=sizes(SQUARE[2:] + SHORT[1:], BLOCKS[:9])))
@@ -472,6 +490,15 @@ def test_each_row_is_an_average_of_the_values(subject, case):
     Truth(case).agrees(attend(subject, case))
 
 
+@examples(quick=3, full=24)
+@given(case=rooted())
+def test_scores_are_divided_by_the_root_of_head_dim(subject, case):
+    """The weights are softmax(q·k / √head_dim), in a single tile as well.
+
+    Catches a forgotten scale, a division by head_dim itself, and an exponential of another base."""
+    Truth(case).agrees(attend(subject, case))
+
+
 @examples(quick=4, full=30)
 @given(case=cases(size=sizes(SQUARE[2:] + SHORT[1:], BLOCKS[:9])))
 def test_several_tiles_equal_the_definition(subject, case):
@@ -508,7 +535,7 @@ def test_a_block_may_be_larger_than_the_sequence(subject, case):
     Truth(case).agrees(attend(subject, case))
 
 
-@examples(quick=3, full=30)
+@examples(quick=6, full=30)
 @given(case=shouted())
 def test_large_scores_do_not_overflow(subject, case):
     """Scores of up to a million in size, of either sign or of both, give finite averages.
