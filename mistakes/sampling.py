@@ -53,6 +53,16 @@ def not_renormalised(logits, *, generator, temperature=1.0, top_k=None, top_p=No
     return torch.minimum(token, last)
 
 
+def cut_at_half_the_bits(logits, *, generator, temperature=1.0, top_k=None, top_p=None, min_p=None):
+    """An inverse CDF in the dtype of the logits."""
+    if temperature == 0:
+        return greedy(logits)
+    weights = _filtered(_widened(logits), temperature, top_k, top_p, min_p).softmax(-1)
+    edges = weights.double().cumsum(-1).to(logits.dtype).double()
+    uniform = torch.rand(edges.shape[:-1], generator=generator, dtype=edges.dtype)[..., None]
+    return (edges <= uniform * edges[..., -1:]).sum(-1)
+
+
 MISTAKES = (
     # --- part 1: the filters
     Mistake(
@@ -231,6 +241,20 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "nucleus-of-rounded-probabilities",
+        "the probabilities of half types are rounded to half precision before they are added up",
+        "It is the sum that needs the digits.",
+        "test_the_token_that_crosses_p_belongs_to_the_nucleus",
+        change=(
+            (
+                SEARCH,
+                SEARCH + "    if logits.itemsize < 4:\n"
+                "        ranked = wide.sort(descending=True).values\n"
+                "        mass = logits.softmax(-1).sort(descending=True).values.float().cumsum(-1)\n",
+            ),
+        ),
+    ),
+    Mistake(
         "only-the-first-thousand",
         "tokens beyond the first 1,024 are never kept, however flat the distribution",
         "The nucleus is always small.",
@@ -268,6 +292,16 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "min-p-of-the-batch",
+        "min_p compares with the likeliest token of the whole batch, so that a row may lose all of its own",
+        "max() finds the largest.",
+        "test_min_p_is_relative_to_the_likeliest",
+        change=(
+            (LEAST_M, "    chances = wide.softmax(-1)\n    least = p * chances.max()\n"),
+            (CUT_M, CUT_M.replace("wide < least", "chances < least")),
+        ),
+    ),
+    Mistake(
         "min-p-of-logits",
         "min_p compares logits with p times the largest logit",
         "A share of the best is a share of its score.",
@@ -293,6 +327,25 @@ MISTAKES = (
             (LEAST_M, "    least = wide.amax(-1, keepdim=True) + (math.log(p) if p > 0 else -math.inf)\n"),
             (PLACE, PLACE.replace("clamp(max=", "clamp(0, ")),
         ),
+    ),
+    Mistake(
+        "assertions",
+        "arguments out of range raise AssertionError, not ValueError",
+        "assert is shorter.",
+        "test_filters_refuse_what_makes_no_sense",
+        change=(
+            ('raise ValueError(f"got temperature', 'raise AssertionError(f"got temperature'),
+            ('raise ValueError(f"got k', 'raise AssertionError(f"got k'),
+            ('raise ValueError(f"got p {', 'raise AssertionError(f"got p {'),
+            ('raise ValueError(f"got prompt', 'raise AssertionError(f"got prompt'),
+        ),
+    ),
+    Mistake(
+        "negative-temperature-is-greedy",
+        "sample takes a temperature below 0 for 0",
+        "temperature <= 0 means greedy.",
+        "test_filters_refuse_what_makes_no_sense",
+        change=((COLD, COLD.replace("temperature == 0", "temperature <= 0")),),
     ),
     # --- part 1: the draw
     Mistake(
@@ -320,7 +373,7 @@ MISTAKES = (
         "zero-top-p-is-none",
         "top_p = 0 counts as None: nothing is removed",
         "if top_p: is shorter.",
-        "test_only_what_the_filters_leave_is_drawn",
+        "test_without_temperature_it_is_greedy",
         change=((FILTER_P, FILTER_P.replace("p is None", "not p")),),
     ),
     Mistake(
@@ -383,6 +436,49 @@ MISTAKES = (
         "One draw a call.",
         "test_draws_are_independent",
         define=(("sample", first_of_batch),),
+    ),
+    Mistake(
+        "noise-on-the-probabilities",
+        "Gumbel noise is added to the probabilities, not to the logits",
+        "The noise belongs to what is drawn from.",
+        "test_every_token_is_as_likely_as_the_rule_makes_it",
+        change=(
+            (
+                DRAWN,
+                "    noise = -torch.rand(weights.shape, generator=generator, dtype=torch.float64).log()\n"
+                "    drawn = (weights - noise.log()).masked_fill(weights == 0, -math.inf).argmax(-1)\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "cdf-in-half-precision",
+        "the CDF is rounded to half precision, and moves in steps that skip most tokens of a large vocabulary",
+        "A CDF has the dtype of the logits.",
+        "test_no_token_is_skipped_in_half_precision",
+        define=(("sample", cut_at_half_the_bits),),
+    ),
+    Mistake(
+        "shifted-in-place",
+        "sample subtracts the largest logit in place",
+        "softmax does not mind a shift.",
+        "test_sample_returns_one_token_for_each_row",
+        change=(
+            (
+                WEIGHTS,
+                "    if 0 not in logits.stride():\n"
+                "        logits.sub_(logits.amax(-1, keepdim=True))\n" + WEIGHTS,
+            ),
+        ),
+    ),
+    Mistake(
+        "squeezed",
+        "the tokens are squeezed, and a batch of one row is none any more",
+        "squeeze() removes the last dimension.",
+        "test_sample_returns_one_token_for_each_row",
+        change=(
+            (SHAPED, "    return drawn.reshape(logits.shape[:-1]).squeeze()\n"),
+            (TOKEN, TOKEN.replace("**options)", "**options).reshape(-1)")),
+        ),
     ),
     Mistake(
         "columns-of-tokens",
@@ -583,6 +679,27 @@ MISTAKES = (
         "eos anywhere ends the row.",
         "test_a_row_ends_with_its_first_eos",
         change=((NOTHING, "    text, ended = prompt, (prompt == (-1 if eos is None else eos)).any(1)\n"),),
+    ),
+    Mistake(
+        "as-many-columns-as-allowed",
+        "the result always has max_new_tokens columns, though all rows have ended before",
+        "What is left over is filled with eos.",
+        "test_a_row_ends_with_its_first_eos",
+        change=(
+            (
+                REST,
+                "    rest = prompt.shape[1] + max_new_tokens - text.shape[1]\n"
+                "    filled = torch.nn.functional.pad(text, (0, rest), value=eos or 0)\n"
+                "    return filled[:, prompt.shape[1] :]\n",
+            ),
+        ),
+    ),
+    Mistake(
+        "no-text-of-none",
+        "max_new_tokens = 0 raises",
+        "Nobody asks for nothing.",
+        "test_bad_prompts_and_lengths_are_refused",
+        change=(("or max_new_tokens < 0:", "or max_new_tokens <= 0:"),),
     ),
     Mistake(
         "eos-left-out",
