@@ -191,11 +191,11 @@ def once(exercise: Exercise, asked: argparse.Namespace) -> int:
         running = store.open_attempt(exercise.name) if asked.file is None else None
         if running:
             attempt = Session(exercise, store, running)
-            ruling = attempt.judge(judge)
+            ruling = attempt.judge(judge, hurried=False)
         else:
             attempt = None
             options = exercise.judged | {"examples": store.examples(exercise.name)}
-            ruling = judge.judge(exercise.kata, path.resolve(), source, **options)
+            ruling = judge.judge(exercise.kata, path.resolve(), source, hurried=False, **options)
             store.add_verdict(None, source, ruling.verdict)
             store.add_examples(exercise.name, ruling.examples)
     return told(ruling.verdict, exercise, asked, attempt.result if attempt is not None else None)

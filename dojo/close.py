@@ -15,6 +15,7 @@ Numerical Algorithms, 2002, §3.1): |error| ≤ c · (steps · ε_stored + lengt
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -160,7 +161,10 @@ def untouched(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
     """The tensors that went in must still hold what they held (``before`` holds clones)."""
     for name, was in before.items():
         if not torch.equal(was, after[name].detach()):
-            raise Mismatch(f"the input {name} was modified", expected=was, got=after[name])
+            got = after[name].detach().clone()
+            with contextlib.suppress(RuntimeError):
+                after[name].data.copy_(was)  # the card shows the inputs as they went in
+            raise Mismatch(f"the input {name} was modified", expected=was, got=got)
 
 
 def gradients(output: Tensor, inputs: Sequence[Tensor], upstream: Tensor | None = None) -> tuple[Tensor, ...]:

@@ -121,11 +121,8 @@ def card(shown_card: Card, found: Verdict | None, brief: Brief) -> Iterator[str]
         yield in_a_row(short, WIDTH, "  ")
     yield wrapped(shown_card.message, "  ")
     if shown_card.expected or shown_card.got:
-        yield (
-            wrapped(shown_card.expected, " " * 12, "  expected  ")
-            if shown_card.expected
-            else "  expected  (anything else)"
-        )
+        if shown_card.expected:
+            yield wrapped(shown_card.expected, " " * 12, "  expected  ")
         yield wrapped(shown_card.got, " " * 12, "  got       ")
     if shown_card.where:
         yield f"  {shown_card.where}"

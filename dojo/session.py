@@ -132,10 +132,10 @@ class Session:
         options = {} if self.result else self.exercise.judged
         return options | {"examples": self.store.examples(self.name)}
 
-    def judge(self, judge: Judge) -> Ruling:
+    def judge(self, judge: Judge, **options: Any) -> Ruling:
         """One verdict on the file as it is now, recorded."""
         source, saved_at = self.source(), self.saved_at()
-        ruling = judge.judge(self.kata, self.path, source, **self.asked())
+        ruling = judge.judge(self.kata, self.path, source, **self.asked(), **options)
         self.record(ruling, source, saved_at)
         return ruling
 

@@ -44,6 +44,7 @@ WIDTHS = (16,)
 LAYOUTS = ("contiguous", "heads last", "beside", "strided", "expanded")
 UNIT = ("contiguous", "heads last", "beside", "expanded")  # those whose last stride is 1
 SEEDS = st.integers(0, 999)
+SMALL = st.integers(-4, 4)
 
 
 def device():
@@ -121,6 +122,13 @@ def noise_case(seed, queries, keys, dim=16, dtype=torch.float32, **options):
     queries, keys = grown(queries, dtype), grown(keys, dtype)
     noise = torch.randn(queries + 2 * keys, dim, generator=torch.Generator().manual_seed(seed)).to(dtype)
     return Case(*(x[None, None].to(device()) for x in noise.split([queries, keys, keys])), **options)
+
+
+def in_the_first_channel(numbers):
+    """One head of 16 channels that are zero but for the first."""
+    return torch.nn.functional.pad(
+        torch.tensor(numbers, dtype=torch.float32)[None, None, :, None], (0, 15)
+    ).to(device())
 
 
 def call(subject, q, k, v, case):
@@ -252,12 +260,32 @@ CAUSAL, EITHER = st.just(True), st.booleans()
 # --- part 1: forward -----------------------------------------------------------------------------
 
 
-@examples(quick=2, full=4)
-@given(case=cases(half=True, widths=(32,)))
-def test_half_precision_equals_the_definition(subject, case):
-    """Half types come back in their own dtype, right within what rounding explains; q, k and v are left alone.
+@examples(quick=2, full=5)
+@given(q=st.tuples(SMALL, SMALL), k=st.tuples(SMALL, SMALL, SMALL), v=st.tuples(SMALL, SMALL, SMALL))
+def test_one_channel_can_be_followed_on_paper(subject, q, k, v):
+    """With head_dim 16 and zeros in all channels but the first, the result there is softmax(q·k/4)·v, and zero in
+    the others. Shown is the first channel.
 
-    Catches results left in float32, and fills such as −1e9 that float16 does not hold."""
+    Catches a lost scale, exp2 without log2 e, and keys beyond the end that take weight."""
+    case = Case(*map(in_the_first_channel, (q, k, v)))
+    Truth(case).agrees(attend(subject, case))
+
+
+@examples(quick=4, full=8)
+@given(
+    first=st.sampled_from((0, -200, 200)),
+    rise=st.sampled_from((1, -1, 3, -3, 20, -20)),
+    late=st.sampled_from((2, 3, 17)),
+)
+def test_a_second_block_can_be_followed_on_paper(subject, first, rise, late):
+    """Where a first block of n keys has the score ``first`` and the value 1, and ``late`` keys after it a score higher
+    by ``rise`` and the value 0, the result is n / (n + late·e^rise). n is 16, or 32 on a GPU.
+
+    Catches running sums that are not carried on, or not rescaled when the maximum rises, and a maximum that
+    starts at 0."""
+    n = grown(16, torch.float32)
+    k, v = [first] * n + [first + rise] * late, [1] * n + [0] * late
+    case = Case(*map(in_the_first_channel, ((4, 4), k, v)))
     Truth(case).agrees(attend(subject, case))
 
 
@@ -290,6 +318,15 @@ def test_a_louder_block_rescales_what_came_before(subject, step, keys, seed):
     case = noise_case(seed, 2, keys)
     case.q.fill_(1.0)
     case.k.copy_(step / 8 * torch.arange(case.k.shape[2])[:, None])
+    Truth(case).agrees(attend(subject, case))
+
+
+@examples(quick=2, full=4)
+@given(case=cases(half=True, widths=(32,)))
+def test_half_precision_equals_the_definition(subject, case):
+    """Half types come back in their own dtype, right within what rounding explains; q, k and v are left alone.
+
+    Catches results left in float32, and fills such as −1e9 that float16 does not hold."""
     Truth(case).agrees(attend(subject, case))
 
 

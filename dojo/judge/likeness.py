@@ -40,7 +40,8 @@ for another order of summation, narrow enough to tell √d from d."""
 
 @dataclass(frozen=True)
 class Task:
-    """The file, the part whose claim failed, and mistakes to leave out; without a path, only prepare."""
+    """The file, the part whose claim failed, mistakes to leave out, and the seconds there are; without a path,
+    only prepare."""
 
     kata: str
     path: str
@@ -48,6 +49,7 @@ class Task:
     nonce: str
     part: int = 0
     without: tuple[str, ...] = ()
+    seconds: float = 300.0
 
 
 @dataclass(frozen=True)
@@ -139,12 +141,14 @@ def known(kata: str) -> Known:
     with contextlib.suppress(OSError, pickle.PickleError, EOFError, AttributeError):
         found = pickle.loads(kept.read_bytes())
     due = {"": None, **{m.name: m for m in mistakes(kata)}}
-    missing, last = [name for name in due if name not in found], time.monotonic()
+    missing, last, wait = [name for name in due if name not in found], time.monotonic(), KEPT_EVERY
     for name in missing:
         found[name] = _planted(kata, due[name])
-        if time.monotonic() - last > KEPT_EVERY or name == missing[-1]:
+        if time.monotonic() - last > wait or name == missing[-1]:
+            began = time.monotonic()
             _keep(kept, found)
             last = time.monotonic()
+            wait = max(KEPT_EVERY, 10 * (last - began))  # all of it is written anew each time
     right, wrong = found[""], {m.name: found[m.name] for m in mistakes(kata)}
     return Known(right, wrong, {name: differing(right, theirs) for name, theirs in wrong.items()})
 
@@ -217,7 +221,7 @@ def main(task: Task, event_fd: int, trace_fd: int) -> None:
     channel, leave = Channel(event_fd, task.nonce), os._exit
     try:
         torch.set_num_threads(1)
-        limit_resources(catalogue.brief(task.kata).memory_gb, 10 if task.path else 300)
+        limit_resources(catalogue.brief(task.kata).memory_gb, task.seconds)
         all_known = known(task.kata)
         if not task.path:  # nobody waits: only see to it that it is at hand
             return

@@ -41,7 +41,11 @@ from dojo.verdict import Card, ClaimResult, Likeness, PartResult, RuleBroken, Ve
 FORKS = hasattr(os, "fork") and sys.platform.startswith("linux") and os.environ.get("DOJO_JUDGE") != "spawn"
 OUTPUT_KEPT = 16_384
 LIKENESS_SECONDS, LIKENESS_ALONE = 15.0, 3.0
-"""How long the search for a likeness may take: in all, and once only it keeps the verdict waiting."""
+"""How long the search for a likeness may take: in all, and once only it keeps the verdict waiting. A kata that is
+slow to judge has more, and so has a single verdict, which must not lack the name because the mistakes' results
+had yet to be computed."""
+UNHURRIED = 4, 10
+"""How many times as long, when nobody is at the screen."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Request:
     one claim, ``wall`` the trial; None takes the brief's. ``likeness`` asks which known mistake the file
     resembles; ``without`` leaves mistakes out of that search. ``in_step`` is set where torchrun has started
     several processes that try the same examples together: one child runs everything, whatever time it takes.
-    ``threads`` is how many torch computes with.
+    ``threads`` is how many torch computes with. ``hurried`` is unset where no person waits for the next save.
     """
 
     id: int
@@ -73,6 +77,7 @@ class Request:
     wall: float | None = None
     in_step: bool = False
     threads: int = 1
+    hurried: bool = True
 
 
 class Child:
@@ -254,11 +259,18 @@ class Trial:
         from dojo.judge.likeness import Task, main
 
         request = self.request
-        task = Task(request.kata, request.path, request.source, self.nonce, part, request.without)
+        seconds, _ = self.likeness_may_take()
+        task = Task(request.kata, request.path, request.source, self.nonce, part, request.without, seconds)
         spawn = {"main": "likeness", "task": dataclasses.asdict(task)}
         child = Child("likeness", lambda events, trace: main(task, events, trace), spawn)
         self.add(child)
-        child.wait(LIKENESS_SECONDS, start=0 if FORKS else 10)
+        child.wait(seconds, start=0 if FORKS else 10)
+
+    def likeness_may_take(self) -> tuple[float, float]:
+        """How many seconds in all, and how many once only it keeps the verdict waiting."""
+        more, alone = (1, 1) if self.request.hurried else UNHURRIED
+        slow = max(1.0, self.brief.seconds / 10)
+        return LIKENESS_SECONDS * max(more, slow), LIKENESS_ALONE * max(alone, slow)
 
     def add(self, child: Child) -> None:
         self.children[child.role] = child
@@ -645,7 +657,8 @@ class Warm:
                 self.bury(child, status)
         alive = [c for c in self.trial.children.values() if not c.gone]
         if [c.role for c in alive] == ["likeness"]:
-            alive[0].deadline = min(alive[0].deadline, now + LIKENESS_ALONE + (0 if FORKS else 10))
+            _, alone = self.trial.likeness_may_take()
+            alive[0].deadline = min(alive[0].deadline, now + alone + (0 if FORKS else 10))
         if self.trial.done:
             self.finish()
 

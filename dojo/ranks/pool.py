@@ -49,6 +49,9 @@ PATIENCE, PATIENCE_IN_STEP = 6.0, 30.0
 """Seconds without an answer until a call counts as stuck, where that cannot be proved; and under torchrun,
 where a first message may set up NCCL."""
 
+SIGNS = {signal.SIGABRT: " (gloo aborts where a message is larger than the buffer that receives it)"}
+"""What a signal most likely means here."""
+
 LOOK, GRACE = 0.02, 1.0
 """Seconds between two looks at who waits for whom; and, under torchrun, for the others once a rank has failed."""
 
@@ -133,6 +136,7 @@ class Pool:
             os.close(worker.answers)
             worker.trace.close()
         self.workers = {}
+        self.ledger.clear()  # or those who come next would seem to wait for what these waited for
 
     # Talking.
 
@@ -182,7 +186,8 @@ class Pool:
     def ended(self, rank: int) -> Ended:
         _, status = os.waitpid(self.workers[rank].pid, 0)
         if os.WIFSIGNALED(status):
-            how = f"died of {signal.Signals(os.WTERMSIG(status)).name}"
+            number = signal.Signals(os.WTERMSIG(status))
+            how = f"died of {number.name}{SIGNS.get(number, '')}"
         else:
             how = f"ended its process with exit code {os.WEXITSTATUS(status)}"
         return Ended(how, self.traced(rank))
