@@ -266,7 +266,7 @@ def test_too_long_is_a_broken_rule_once_it_holds(judge):
 
 def test_a_wrong_answer_gets_its_claim_its_input_and_its_name(judge):
     source = REFERENCE.replace("weights / weights.sum(dim, keepdim=True)", "weights / weights.sum()")
-    verdict, _ = judged(judge, source)
+    verdict, _ = judged(judge, source, hurried=False)
     assert verdict.outcome == "rejected"
     assert verdict.mistake is not None
     assert verdict.mistake.name == "sum-over-everything"
@@ -364,7 +364,9 @@ def test_where_fork_is_unsafe_children_are_spawned(monkeypatch, elsewhere):
         assert tried.keys() == set(two)
         assert all(count > QUICK for count in tried.values()), "the full stage ran"
         wrong = REFERENCE.replace("_shifted(x, dim).exp()", "_shifted(-x, dim).exp()", 1)
-        verdict = spawning.judge("softmax", PATH, wrong, only=("test_order_is_kept",), confirm=False).verdict
+        verdict = spawning.judge(
+            "softmax", PATH, wrong, only=("test_order_is_kept",), confirm=False, hurried=False
+        ).verdict
         assert verdict.outcome == "rejected"
         assert verdict.mistake.name == "softmin"
 

@@ -181,7 +181,7 @@ def test_a_mistake_in_another_style_is_named(kata, path, name, judge):
     from dojo.judge.likeness import known
 
     known(kata)  # kept, as it is in a session before the first save
-    verdict = judge.judge(kata, path, seed=seed_of(kata, path.stem), cards=False).verdict
+    verdict = judge.judge(kata, path, seed=seed_of(kata, path.stem), cards=False, hurried=False).verdict
     if verdict.outcome == "timed_out":  # ranks that wait for each other: the verdict says which, and in what
         assert "waits in" in verdict.message
         return

@@ -131,10 +131,11 @@ class Known:
 def known(kata: str) -> Known:
     """What is to be known of a kata: computed once for each state of its rooms and kept beside the store.
 
-    What an earlier process did not finish is gone on with."""
+    Of a mistake only that is kept in which it differs from the reference. What an earlier process did not finish
+    is gone on with."""
     rooms = [room_file(room, kata).read_bytes() for room in ("reference", "mistakes")]
     how = os.environ.get("TRITON_INTERPRET", "compiled")  # a GPU rounds otherwise
-    under = f"{state_of(kata)} {torch.__version__} {how}"
+    under = f"{state_of(kata)} {torch.__version__} {how}, what differs"
     state = hashlib.sha256(b"\0".join([*rooms, under.encode()])).hexdigest()[:16]
     kept = home() / ".dojo" / "traces" / f"{kata}-{state}.pickle"
     found: dict[str, Trace] = {}
@@ -143,18 +144,26 @@ def known(kata: str) -> Known:
     due = {"": None, **{m.name: m for m in mistakes(kata)}}
     missing, last, wait = [name for name in due if name not in found], time.monotonic(), KEPT_EVERY
     for name in missing:
-        found[name] = _planted(kata, due[name])
+        results = _planted(kata, due[name])
+        found[name] = _odd(found[""], results) if name else results
         if time.monotonic() - last > wait or name == missing[-1]:
             began = time.monotonic()
             _keep(kept, found)
             last = time.monotonic()
             wait = max(KEPT_EVERY, 10 * (last - began))  # all of it is written anew each time
-    right, wrong = found[""], {m.name: found[m.name] for m in mistakes(kata)}
-    return Known(right, wrong, {name: differing(right, theirs) for name, theirs in wrong.items()})
+    right, odd = found[""], {m.name: found[m.name] for m in mistakes(kata)}
+    shows = {name: frozenset(k for k, v in theirs.items() if v != UNWRITTEN) for name, theirs in odd.items()}
+    return Known(right, {name: right | theirs for name, theirs in odd.items()}, shows)
 
 
 KEPT_EVERY = 0.3
 """Seconds of computing after which what is known so far is kept: a process may be ended while it computes."""
+
+
+def _odd(right: Trace, theirs: Trace) -> Trace:
+    """What is otherwise than the reference's, or not written."""
+    odd = differing(right, theirs)
+    return {label: found for label, found in theirs.items() if label in odd or found == UNWRITTEN}
 
 
 def _planted(kata: str, mistake: Mistake | None) -> Trace:
