@@ -238,6 +238,7 @@ def in_step(brief: catalogue.Brief, asked: argparse.Namespace) -> int:
             brief.name, path.resolve(), likeness=False, in_step=True, seed=zlib.crc32(run.encode()),
             seconds=300.0, wall=1800.0,
         ).verdict  # fmt: skip
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a handler of Python's is gone while Python ends
     rank, _ = place_among_ranks()
     if rank == 0:
         return told(found, build(brief.name), asked)
