@@ -73,7 +73,7 @@ def _told(kata: str) -> Callable[[Judge, tuple[Path, str | None]], tuple[str | N
 
     def told(judge: Judge, file: tuple[Path, str | None]) -> tuple[str | None, str | None]:
         path, name = file
-        verdicts = [judge.judge(kata, path, without=out).verdict for out in ((), (name,) if name else ())]
+        verdicts = [judge.judge(kata, path, without=out, hurried=False).verdict for out in ((), (name,) if name else ())]
         rejected = [f"nothing: {v.outcome}" for v in verdicts if v.outcome != "rejected"]
         whole, without = (v.mistake.name if v.mistake else None for v in verdicts)
         return (rejected[0] if rejected else whole), without
